@@ -1,0 +1,8 @@
+"""RedNet: involution, RedNet backbones and drop-in convolution layers for OpenMMLab.
+
+Importing this package registers everything it offers.
+"""
+
+from rednet.version import __version__
+
+__all__ = ["__version__"]
