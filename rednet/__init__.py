@@ -3,6 +3,7 @@
 Importing this package registers everything it offers.
 """
 
+from rednet import layers, models, ops
 from rednet.version import __version__
 
-__all__ = ["__version__"]
+__all__ = ["__version__", "layers", "models", "ops"]

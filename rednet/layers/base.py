@@ -1,0 +1,160 @@
+"""What every convolution layer of this package shares: ``nn.Conv2d``'s arguments, attributes and geometry."""
+
+from __future__ import annotations
+
+from typing import Union
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from rednet.ops.geometry import Geometry, IntOrPair, Pair, pair
+
+_PADDING_MODES = ("zeros", "reflect", "replicate", "circular")
+
+
+class ConvLayer(nn.Module):
+    """Base of the layers that stand in for ``nn.Conv2d``.
+
+    It checks and keeps ``nn.Conv2d``'s arguments under ``nn.Conv2d``'s attribute names. A subclass adds its parameters,
+    ``forward`` and ``init_weights``.
+
+    Args:
+        in_channels: Channels of the input.
+        out_channels: Channels of the output.
+        kernel_size: Height and width of the kernel.
+        stride: Step between output pixels.
+        padding: Pixels added on both ends of each side, or ``'same'`` or ``'valid'``.
+        dilation: Distance between kernel elements.
+        groups: Blocks that the channels are split into.
+        padding_mode: ``'zeros'``, ``'reflect'``, ``'replicate'`` or ``'circular'``.
+
+    Raises:
+        TypeError: If an argument has the wrong type.
+        ValueError: If an argument has a value that ``nn.Conv2d`` would not take.
+    """
+
+    transposed = False
+    output_padding = (0, 0)
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: IntOrPair,
+        stride: IntOrPair = 1,
+        padding: Union[str, IntOrPair] = 0,
+        dilation: IntOrPair = 1,
+        groups: int = 1,
+        padding_mode: str = "zeros",
+    ) -> None:
+        super().__init__()
+        self.in_channels = positive_int("in_channels", in_channels)
+        self.out_channels = positive_int("out_channels", out_channels)
+        self.groups = positive_int("groups", groups)
+        for name, channels in (("in_channels", in_channels), ("out_channels", out_channels)):
+            if channels % groups:
+                raise ValueError(f"{name} must be a multiple of groups={groups}, got {channels}")
+        if padding_mode not in _PADDING_MODES:
+            raise ValueError(f"padding_mode must be one of {_PADDING_MODES}, got {padding_mode!r}")
+        self.padding_mode = padding_mode
+        self.kernel_size = pair("kernel_size", kernel_size, minimum=1)
+        self.stride = pair("stride", stride, minimum=1)
+        self.dilation = pair("dilation", dilation, minimum=1)
+        self.padding = self._checked_padding(padding)
+
+    def _checked_padding(self, padding: Union[str, IntOrPair]) -> Union[str, Pair]:
+        if not isinstance(padding, str):
+            return pair("padding", padding, minimum=0)
+        if padding not in ("same", "valid"):
+            raise ValueError(f"padding must be ints, 'same' or 'valid', got {padding!r}")
+        if padding == "same" and self.stride != (1, 1):
+            raise ValueError(f"padding='same' needs stride 1, got stride={self.stride}")
+        return padding
+
+    def init_weights(self) -> None:
+        """Sets the parameters to their initial values; mmengine and mmcv call it."""
+        raise NotImplementedError
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Maps (N, in_channels, H, W) to (N, out_channels, Ho, Wo), the size that ``nn.Conv2d`` gives."""
+        raise NotImplementedError
+
+    @property
+    def padding_before(self) -> Pair:
+        """Pixels added above and on the left."""
+        if self.padding == "same":
+            return self._same_padding(0) // 2, self._same_padding(1) // 2
+        return self._int_padding
+
+    @property
+    def padding_after(self) -> Pair:
+        """Pixels added below and on the right; an even kernel's ``'same'`` adds one more here than before."""
+        if self.padding == "same":
+            return (self._same_padding(0) + 1) // 2, (self._same_padding(1) + 1) // 2
+        return self._int_padding
+
+    @property
+    def _int_padding(self) -> Pair:
+        return (0, 0) if isinstance(self.padding, str) else self.padding
+
+    def _same_padding(self, side: int) -> int:
+        return self.dilation[side] * (self.kernel_size[side] - 1)
+
+    def pad(self, input: Tensor) -> tuple[Tensor, Pair]:
+        """Adds the padding that a kernel cannot add by itself.
+
+        Returns:
+            The input, padded where the padding is not made of zeros or not symmetric, and the zero padding that is left
+            to the kernel.
+        """
+        before, after = self.padding_before, self.padding_after
+        if self.padding_mode == "zeros" and before == after:
+            return input, before
+        mode = "constant" if self.padding_mode == "zeros" else self.padding_mode
+        return F.pad(input, (before[1], after[1], before[0], after[0]), mode=mode), (0, 0)
+
+    def output_size(self, height: int, width: int) -> Pair:
+        """The height and width of the output for an input of this size."""
+        before, after = self.padding_before, self.padding_after
+        window = Geometry(self.kernel_size, self.stride, (0, 0), self.dilation)
+        return window.output_size(height + before[0] + after[0], width + before[1] + after[1])
+
+    def check_input(self, input: Tensor) -> None:
+        """Refuses an input that this layer cannot take.
+
+        Raises:
+            ValueError: If the input is not (N, in_channels, H, W) or is smaller than the kernel.
+        """
+        if input.dim() != 4 or input.shape[1] != self.in_channels:
+            raise ValueError(
+                f"input must have shape (N, {self.in_channels}, H, W), got {tuple(input.shape)}"
+            )
+        height, width = self.output_size(input.shape[2], input.shape[3])
+        if height < 1 or width < 1:
+            raise ValueError(
+                f"input of {input.shape[2]} x {input.shape[3]} is too small for kernel_size={self.kernel_size}, "
+                f"padding={self.padding!r}, dilation={self.dilation}"
+            )
+
+    def extra_repr(self) -> str:
+        """``nn.Conv2d``'s description, without what has its default value."""
+        text = f"{self.in_channels}, {self.out_channels}, kernel_size={self.kernel_size}, stride={self.stride}"
+        defaults = {"padding": (0, 0), "dilation": (1, 1), "groups": 1, "padding_mode": "zeros"}
+        for name, default in defaults.items():
+            if getattr(self, name) != default:
+                text += f", {name}={getattr(self, name)!r}"
+        return text
+
+
+def positive_int(name: str, value: int) -> int:
+    """Returns ``value`` if it is an int of at least 1.
+
+    Raises:
+        TypeError: If it is no int.
+        ValueError: If it is smaller than 1.
+    """
+    if isinstance(value, bool) or not hasattr(value, "__index__"):
+        raise TypeError(f"{name} must be an int, got {value!r}")
+    if value < 1:
+        raise ValueError(f"{name} must be at least 1, got {value!r}")
+    return int(value)

@@ -1,0 +1,147 @@
+"""Involution as a convolution layer: it generates its kernels from its input."""
+
+from __future__ import annotations
+
+from typing import Optional, Union
+
+import torch
+import torch.nn.functional as F
+from mmcv.cnn import ConvModule
+from mmengine.model import constant_init, kaiming_init
+from torch import Tensor, nn
+
+from rednet.layers.base import ConvLayer, positive_int
+from rednet.ops import involution2d
+from rednet.ops.geometry import IntOrPair, Pair
+from rednet.registry import CONV_LAYERS
+
+
+@CONV_LAYERS.register_module()
+class Involution2d(ConvLayer):
+    """Involution with ``nn.Conv2d``'s constructor and output shape.
+
+    A bottleneck of two 1 x 1 convolutions generates, at every output pixel, one K x K kernel for each group of
+    ``group_channels`` channels. Where ``in_channels != out_channels`` a 1 x 1 convolution maps the input to
+    ``out_channels`` first, because involution itself keeps the channels apart.
+
+    From `Involution: Inverting the Inherence of Convolution for Visual Recognition
+    <https://arxiv.org/abs/2103.06255>`_. The state_dict has the published keys.
+
+    Args:
+        in_channels: Channels of the input.
+        out_channels: Channels of the output, a multiple of ``group_channels``.
+        kernel_size: Height and width of the generated kernels.
+        stride: Step between output pixels. With a stride, the kernels are generated from the average of the
+            ``stride`` x ``stride`` pixels at the window's centre.
+        padding: Pixels added on both ends of each side, or ``'same'`` or ``'valid'``.
+        dilation: Distance between kernel elements.
+        groups: Groups of the 1 x 1 convolution from ``in_channels`` to ``out_channels``; no effect where they are equal.
+        bias: Whether to add a bias of shape (out_channels,) to the output.
+        padding_mode: ``'zeros'``, ``'reflect'``, ``'replicate'`` or ``'circular'``.
+        group_channels: Channels that share a kernel.
+        reduction_ratio: ``out_channels`` over the width of the bottleneck.
+        norm_cfg: Config of the bottleneck's normalisation.
+
+    Shape:
+        - Input: (N, in_channels, H, W)
+        - Output: (N, out_channels, Ho, Wo), as ``nn.Conv2d`` gives for the same arguments.
+
+    Raises:
+        TypeError: If an argument has the wrong type.
+        ValueError: If an argument has a value that cannot be served.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: IntOrPair,
+        stride: IntOrPair = 1,
+        padding: Union[str, IntOrPair] = 0,
+        dilation: IntOrPair = 1,
+        groups: int = 1,
+        bias: bool = True,
+        padding_mode: str = "zeros",
+        *,
+        group_channels: int = 16,
+        reduction_ratio: int = 4,
+        norm_cfg: Optional[dict] = None,
+    ) -> None:
+        super().__init__(
+            in_channels, out_channels, kernel_size, stride, padding, dilation, groups, padding_mode
+        )
+        self.group_channels = positive_int("group_channels", group_channels)
+        self.reduction_ratio = positive_int("reduction_ratio", reduction_ratio)
+        if out_channels % group_channels:
+            raise ValueError(
+                f"out_channels must be a multiple of group_channels={group_channels}, got {out_channels}"
+            )
+        if out_channels < reduction_ratio:
+            raise ValueError(
+                f"out_channels must be at least reduction_ratio={reduction_ratio}, got {out_channels}"
+            )
+        if in_channels != out_channels:
+            self.projection = nn.Conv2d(in_channels, out_channels, 1, groups=groups, bias=False)
+        hidden = out_channels // reduction_ratio
+        taps = self.kernel_size[0] * self.kernel_size[1]
+        self.conv1 = ConvModule(
+            out_channels, hidden, 1, norm_cfg=norm_cfg or dict(type="BN"), act_cfg=dict(type="ReLU")
+        )
+        self.conv2 = ConvModule(
+            hidden, taps * (out_channels // group_channels), 1, norm_cfg=None, act_cfg=None
+        )
+        if bias:
+            self.bias = nn.Parameter(torch.empty(out_channels))
+        else:
+            self.register_parameter("bias", None)
+        self.init_weights()
+
+    def init_weights(self) -> None:
+        """Kaiming initialisation for the convolutions, zero for the bias."""
+        self.conv1.init_weights()
+        self.conv2.init_weights()
+        if self.in_channels != self.out_channels:
+            kaiming_init(self.projection)
+        if self.bias is not None:
+            nn.init.zeros_(self.bias)
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Maps (N, in_channels, H, W) to (N, out_channels, Ho, Wo)."""
+        self.check_input(input)
+        if self.in_channels != self.out_channels:
+            input = self.projection(input)
+        weight = self._generate_weight(input)
+        padded, padding = self.pad(input)
+        output = involution2d(padded, weight, self.stride, padding, self.dilation)
+        return output if self.bias is None else output + self.bias.view(1, -1, 1, 1)
+
+    def _generate_weight(self, input: Tensor) -> Tensor:
+        """Generates the kernels, (N, G, Kh, Kw, Ho, Wo), from (N, out_channels, H, W)."""
+        kernels = self.conv2(self.conv1(self._window_centres(input)))
+        groups = self.out_channels // self.group_channels
+        return kernels.unflatten(1, (groups, *self.kernel_size))
+
+    def _window_centres(self, input: Tensor) -> Tensor:
+        """The input at the centre of each window, (N, C, Ho, Wo), averaged over the stride.
+
+        With the usual padding of d (K - 1) / 2 the first window's centre is the first pixel. With another padding it
+        lies elsewhere: the input is shifted, and reads as zero where a centre lies outside of it.
+        """
+        size = self.output_size(input.shape[2], input.shape[3])
+        top, bottom = self._centre_padding(0, input.shape[2], size[0])
+        left, right = self._centre_padding(1, input.shape[3], size[1])
+        if any((top, bottom, left, right)):
+            input = F.pad(input, (left, right, top, bottom))
+        if self.stride == (1, 1):
+            return input
+        # ceil_mode: an odd side ends with a window that is partly outside, as the convolution's does.
+        return F.avg_pool2d(input, self.stride, self.stride, ceil_mode=True)
+
+    def _centre_padding(self, side: int, length: int, output_length: int) -> Pair:
+        """How much to pad (or, if negative, to crop) before and after, so that the averages are the centres."""
+        before = self.padding_before[side] - self.dilation[side] * (self.kernel_size[side] - 1) // 2
+        shifted = length + before
+        last_start = (output_length - 1) * self.stride[side]
+        if shifted <= last_start:
+            return before, last_start + 1 - shifted
+        return before, min(last_start + self.stride[side] - shifted, 0)

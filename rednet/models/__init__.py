@@ -1,0 +1,5 @@
+"""Backbones and model surgery."""
+
+from rednet.models.rednet import RedNet
+
+__all__ = ["RedNet"]

@@ -1,0 +1,328 @@
+"""RedNet: ResNet with involution in place of its 3 x 3 convolutions."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Optional, Union
+
+import torch.utils.checkpoint as checkpoint
+from mmcv.cnn import ConvModule, build_conv_layer, build_norm_layer
+from mmengine.model import BaseModule, constant_init
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from rednet.layers.involution import Involution2d
+from rednet.registry import MODELS
+
+ConfigDict = Optional[dict]
+
+STAGE_BLOCKS = {
+    26: (1, 2, 4, 1),
+    38: (2, 3, 5, 2),
+    50: (3, 4, 6, 3),
+    101: (3, 4, 23, 3),
+    152: (3, 8, 36, 3),
+}
+EXPANSION = 4
+
+
+class Bottleneck(BaseModule):
+    """1 x 1 convolution, involution, 1 x 1 convolution, each with a norm, around a shortcut.
+
+    Args:
+        in_channels: Channels of the input.
+        mid_channels: Channels of the involution; the block gives four times as many.
+        kernel_size: Kernel size of the involution.
+        stride: Stride of the block.
+        dilation: Dilation of the involution.
+        style: ``'pytorch'`` strides in the involution, ``'caffe'`` in the first 1 x 1 convolution.
+        avg_down: Whether the shortcut strides by average pooling rather than by its convolution.
+        conv_cfg: Config of the 1 x 1 convolutions.
+        norm_cfg: Config of the norms.
+        with_cp: Whether to recompute the block in the backward pass instead of keeping its activations.
+        init_cfg: Initialisation config.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        mid_channels: int,
+        *,
+        kernel_size: int = 7,
+        stride: int = 1,
+        dilation: int = 1,
+        style: str = "pytorch",
+        avg_down: bool = False,
+        conv_cfg: ConfigDict = None,
+        norm_cfg: ConfigDict = None,
+        with_cp: bool = False,
+        init_cfg: ConfigDict = None,
+    ) -> None:
+        super().__init__(init_cfg)
+        norm_cfg = norm_cfg or dict(type="BN")
+        out_channels = mid_channels * EXPANSION
+        strides = (1, stride) if style == "pytorch" else (stride, 1)
+        self.with_cp = with_cp
+        self.conv1 = build_conv_layer(
+            conv_cfg, in_channels, mid_channels, 1, stride=strides[0], bias=False
+        )
+        self.norm1_name = self._add_norm(norm_cfg, mid_channels, 1)
+        self.conv2 = Involution2d(
+            mid_channels,
+            mid_channels,
+            kernel_size,
+            stride=strides[1],
+            padding=dilation * (kernel_size - 1) // 2,
+            dilation=dilation,
+            bias=False,
+            norm_cfg=norm_cfg,
+        )
+        self.norm2_name = self._add_norm(norm_cfg, mid_channels, 2)
+        self.conv3 = build_conv_layer(conv_cfg, mid_channels, out_channels, 1, bias=False)
+        self.norm3_name = self._add_norm(norm_cfg, out_channels, 3)
+        self.relu = nn.ReLU(inplace=True)
+        self.downsample = (
+            _shortcut(in_channels, out_channels, stride, avg_down, conv_cfg, norm_cfg)
+            if stride != 1 or in_channels != out_channels
+            else None
+        )
+
+    def _add_norm(self, norm_cfg: dict, channels: int, postfix: int) -> str:
+        name, norm = build_norm_layer(norm_cfg, channels, postfix=postfix)
+        self.add_module(name, norm)
+        return name
+
+    @property
+    def norm3(self) -> nn.Module:
+        """The norm that ends the residual branch."""
+        return getattr(self, self.norm3_name)
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Maps (N, in_channels, H, W) to (N, 4 * mid_channels, H / stride, W / stride), rounded up."""
+        if self.with_cp and input.requires_grad:
+            output = checkpoint.checkpoint(self._residual_sum, input, use_reentrant=False)
+        else:
+            output = self._residual_sum(input)
+        return self.relu(output)
+
+    def _residual_sum(self, input: Tensor) -> Tensor:
+        output = self.relu(getattr(self, self.norm1_name)(self.conv1(input)))
+        output = self.relu(getattr(self, self.norm2_name)(self.conv2(output)))
+        output = self.norm3(self.conv3(output))
+        return output + (input if self.downsample is None else self.downsample(input))
+
+
+def _shortcut(
+    in_channels: int,
+    out_channels: int,
+    stride: int,
+    avg_down: bool,
+    conv_cfg: ConfigDict,
+    norm_cfg: dict,
+) -> nn.Sequential:
+    layers: list[nn.Module] = []
+    if avg_down and stride != 1:
+        layers.append(nn.AvgPool2d(stride, stride, ceil_mode=True, count_include_pad=False))
+        stride = 1
+    layers.append(build_conv_layer(conv_cfg, in_channels, out_channels, 1, stride=stride, bias=False))
+    layers.append(build_norm_layer(norm_cfg, out_channels)[1])
+    return nn.Sequential(*layers)
+
+
+@MODELS.register_module()
+class RedNet(BaseModule):
+    """RedNet backbone.
+
+    From `Involution: Inverting the Inherence of Convolution for Visual Recognition
+    <https://arxiv.org/abs/2103.06255>`_. The state_dict has the published keys.
+
+    Args:
+        depth: 26, 38, 50, 101 or 152.
+        in_channels: Channels of the image.
+        stem_channels: Channels of the stem's output; its involution has half as many.
+        base_channels: Channels of the first stage's involutions; each later stage doubles them.
+        stem_kernel_size: Kernel size of the stem's involution: 3 in the published classification checkpoints, 7 in
+            the detection and segmentation ones.
+        kernel_size: Kernel size of the involutions in the stages.
+        num_stages: Stages to build, 1 to 4.
+        strides: Stride of the first block of each stage.
+        dilations: Dilation of the involutions of each stage.
+        out_indices: Stages whose outputs are returned.
+        style: ``'pytorch'`` strides in the involution, ``'caffe'`` in the 1 x 1 convolution before it.
+        avg_down: Whether shortcuts stride by average pooling.
+        frozen_stages: The stem and this many stages are frozen, -1 for nothing, 0 for the stem alone.
+        conv_cfg: Config of the convolutions (not of the involutions).
+        norm_cfg: Config of all norms, those inside the involutions too.
+        norm_eval: Whether batch norms keep their running statistics while training.
+        with_cp: Whether blocks are recomputed in the backward pass to save memory.
+        zero_init_residual: Whether the last norm of every block starts at zero.
+        init_cfg: Initialisation config.
+
+    Shape:
+        - Input: (N, in_channels, H, W)
+        - Output: a tuple of maps, stage i at 1 / 2**(i + 2) of the input's size, rounded up, with
+          ``4 * base_channels * 2**i`` channels.
+
+    Raises:
+        ValueError: If an argument has a value that cannot be served.
+
+    Example:
+        >>> import torch
+        >>> [tuple(map.shape) for map in RedNet(26, out_indices=(0, 3))(torch.rand(1, 3, 65, 65))]
+        [(1, 256, 17, 17), (1, 2048, 3, 3)]
+    """
+
+    def __init__(
+        self,
+        depth: int,
+        in_channels: int = 3,
+        stem_channels: int = 64,
+        base_channels: int = 64,
+        stem_kernel_size: int = 3,
+        kernel_size: int = 7,
+        num_stages: int = 4,
+        strides: Sequence[int] = (1, 2, 2, 2),
+        dilations: Sequence[int] = (1, 1, 1, 1),
+        out_indices: Sequence[int] = (3,),
+        style: str = "pytorch",
+        avg_down: bool = False,
+        frozen_stages: int = -1,
+        conv_cfg: ConfigDict = None,
+        norm_cfg: ConfigDict = None,
+        norm_eval: bool = False,
+        with_cp: bool = False,
+        zero_init_residual: bool = True,
+        init_cfg: Union[dict, list[dict], None] = None,
+    ) -> None:
+        super().__init__(init_cfg or _default_init_cfg())
+        _check_depth(depth)
+        _check_stages(num_stages, strides, dilations, out_indices, frozen_stages)
+        _check_kernel_size("kernel_size", kernel_size)
+        _check_kernel_size("stem_kernel_size", stem_kernel_size)
+        if style not in ("pytorch", "caffe"):
+            raise ValueError(f"style must be 'pytorch' or 'caffe', got {style!r}")
+        self.out_indices = tuple(out_indices)
+        self.frozen_stages = frozen_stages
+        self.norm_eval = norm_eval
+        self.zero_init_residual = zero_init_residual
+        norm_cfg = norm_cfg or dict(type="BN")
+        self.stem = _stem(in_channels, stem_channels, stem_kernel_size, conv_cfg, norm_cfg)
+        self.maxpool = nn.MaxPool2d(kernel_size=3, stride=2, padding=1)
+        self.stage_names = []
+        channels = stem_channels
+        for index in range(num_stages):
+            mid_channels = base_channels * 2**index
+            stage = _stage(
+                STAGE_BLOCKS[depth][index],
+                channels,
+                mid_channels,
+                strides[index],
+                kernel_size=kernel_size,
+                dilation=dilations[index],
+                style=style,
+                avg_down=avg_down,
+                conv_cfg=conv_cfg,
+                norm_cfg=norm_cfg,
+                with_cp=with_cp,
+            )
+            channels = mid_channels * EXPANSION
+            self.stage_names.append(f"layer{index + 1}")
+            self.add_module(self.stage_names[-1], stage)
+        self._freeze_stages()
+
+    def init_weights(self) -> None:
+        """Initialises by ``init_cfg``; then zeroes the residual branches unless a checkpoint was loaded."""
+        super().init_weights()
+        pretrained = isinstance(self.init_cfg, dict) and self.init_cfg["type"] == "Pretrained"
+        if self.zero_init_residual and not pretrained:
+            for module in self.modules():
+                if isinstance(module, Bottleneck):
+                    constant_init(module.norm3, 0)
+
+    def forward(self, input: Tensor) -> tuple[Tensor, ...]:
+        """Maps an image (N, in_channels, H, W) to the tuple of the ``out_indices`` stages' maps."""
+        output = self.maxpool(self.stem(input))
+        outputs = []
+        for index, name in enumerate(self.stage_names):
+            output = getattr(self, name)(output)
+            if index in self.out_indices:
+                outputs.append(output)
+        return tuple(outputs)
+
+    def train(self, mode: bool = True) -> RedNet:
+        """Sets training mode, except for frozen stages and, with ``norm_eval``, batch norms."""
+        super().train(mode)
+        self._freeze_stages()
+        if mode and self.norm_eval:
+            for module in self.modules():
+                if isinstance(module, _BatchNorm):
+                    module.eval()
+        return self
+
+    def _freeze_stages(self) -> None:
+        if self.frozen_stages < 0:
+            return
+        for name in ("stem", *self.stage_names[: self.frozen_stages]):
+            getattr(self, name).eval().requires_grad_(False)
+
+
+def _stem(
+    in_channels: int, channels: int, kernel_size: int, conv_cfg: ConfigDict, norm_cfg: dict
+) -> nn.Sequential:
+    half = channels // 2
+    involution = Involution2d(
+        half, half, kernel_size, padding=(kernel_size - 1) // 2, bias=False, norm_cfg=norm_cfg
+    )
+    convolution = dict(kernel_size=3, padding=1, conv_cfg=conv_cfg, norm_cfg=norm_cfg)
+    return nn.Sequential(
+        ConvModule(in_channels, half, stride=2, **convolution),
+        involution,
+        build_norm_layer(norm_cfg, half)[1],
+        nn.ReLU(inplace=True),
+        ConvModule(half, channels, stride=1, **convolution),
+    )
+
+
+def _stage(
+    blocks: int, in_channels: int, mid_channels: int, stride: int, **block_cfg: object
+) -> nn.Sequential:
+    first = Bottleneck(in_channels, mid_channels, stride=stride, **block_cfg)
+    rest = (Bottleneck(mid_channels * EXPANSION, mid_channels, **block_cfg) for _ in range(blocks - 1))
+    return nn.Sequential(first, *rest)
+
+
+def _default_init_cfg() -> list[dict]:
+    return [
+        dict(type="Kaiming", layer=["Conv2d"]),
+        dict(type="Constant", val=1, layer=["_BatchNorm", "GroupNorm"]),
+    ]
+
+
+def _check_depth(depth: int) -> None:
+    if depth not in STAGE_BLOCKS:
+        raise ValueError(f"depth must be one of {tuple(STAGE_BLOCKS)}, got {depth!r}")
+
+
+def _check_stages(
+    num_stages: int,
+    strides: Sequence[int],
+    dilations: Sequence[int],
+    out_indices: Sequence[int],
+    frozen_stages: int,
+) -> None:
+    if num_stages not in (1, 2, 3, 4):
+        raise ValueError(f"num_stages must be 1 to 4, got {num_stages!r}")
+    for name, values in (("strides", strides), ("dilations", dilations)):
+        if len(values) != num_stages:
+            raise ValueError(f"{name} must have num_stages={num_stages} entries, got {values!r}")
+    if not out_indices or not all(index in range(num_stages) for index in out_indices):
+        raise ValueError(
+            f"out_indices must be stages from 0 to {num_stages - 1}, got {out_indices!r}"
+        )
+    if frozen_stages not in range(-1, num_stages + 1):
+        raise ValueError(f"frozen_stages must be -1 to {num_stages}, got {frozen_stages!r}")
+
+
+def _check_kernel_size(name: str, kernel_size: int) -> None:
+    if not isinstance(kernel_size, int) or kernel_size < 1 or kernel_size % 2 == 0:
+        raise ValueError(f"{name} must be an odd positive int, got {kernel_size!r}")

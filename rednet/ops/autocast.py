@@ -1,0 +1,22 @@
+"""What autocast asks of the operator, whichever version of PyTorch runs it."""
+
+from __future__ import annotations
+
+from typing import Optional
+
+import torch
+
+# torch.get_autocast_dtype came with torch 2.4; before, each device had functions of its own.
+_DEVICE_AGNOSTIC = hasattr(torch, "get_autocast_dtype")
+
+
+def autocast_dtype(device_type: str) -> Optional[torch.dtype]:
+    """The dtype that autocast runs convolutions in on this device, None where it is off."""
+    if _DEVICE_AGNOSTIC:
+        enabled = torch.is_autocast_enabled(device_type)
+        return torch.get_autocast_dtype(device_type) if enabled else None
+    if device_type == "cpu":
+        return torch.get_autocast_cpu_dtype() if torch.is_autocast_cpu_enabled() else None
+    if device_type == "cuda":
+        return torch.get_autocast_gpu_dtype() if torch.is_autocast_enabled() else None
+    return None

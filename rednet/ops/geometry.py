@@ -1,0 +1,67 @@
+"""The geometry of a sliding window, shared by the operator, its backends and the layers."""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Sequence
+from typing import NamedTuple, Union
+
+IntOrPair = Union[int, Sequence[int]]
+Pair = tuple[int, int]
+
+
+def pair(name: str, value: IntOrPair, minimum: int) -> Pair:
+    """Reads an int or a pair of ints as ``(vertical, horizontal)``.
+
+    Args:
+        name: The argument's name, for the error message.
+        value: An int, or a sequence of two ints.
+        minimum: The smallest value allowed.
+
+    Raises:
+        TypeError: If ``value`` is neither an int nor a sequence of two ints.
+        ValueError: If a number is smaller than ``minimum`` or there are not two.
+    """
+    values = tuple(value) if isinstance(value, Sequence) and not isinstance(value, str) else (value,) * 2
+    if len(values) != 2:
+        raise ValueError(f"{name} must be an int or a pair of ints, got {value!r}")
+    numbers = (_integer(name, values[0], value), _integer(name, values[1], value))
+    if numbers[0] < minimum or numbers[1] < minimum:
+        raise ValueError(f"{name} must be at least {minimum}, got {value!r}")
+    return numbers
+
+
+def _integer(name: str, number: object, value: object) -> int:
+    if isinstance(number, bool) or not hasattr(number, "__index__"):
+        raise TypeError(f"{name} must be an int or a pair of ints, got {value!r}")
+    return operator.index(number)
+
+
+class Geometry(NamedTuple):
+    """Kernel size, stride, padding and dilation, each as ``(vertical, horizontal)``."""
+
+    kernel_size: Pair
+    stride: Pair
+    padding: Pair
+    dilation: Pair
+
+    def output_size(self, height: int, width: int) -> Pair:
+        """The convolution formula: ``floor((H + 2p - d(K - 1) - 1) / s) + 1`` for each side."""
+        return self._output_length(0, height), self._output_length(1, width)
+
+    def _output_length(self, side: int, length: int) -> int:
+        span = self.dilation[side] * (self.kernel_size[side] - 1) + 1
+        return (length + 2 * self.padding[side] - span) // self.stride[side] + 1
+
+    def window(self, tap: Pair, output_size: Pair) -> tuple[slice, slice]:
+        """The slices of the padded input that the kernel position ``tap`` reads, one pixel an output."""
+        return self._window(0, tap[0], output_size[0]), self._window(1, tap[1], output_size[1])
+
+    def _window(self, side: int, tap: int, length: int) -> slice:
+        start = tap * self.dilation[side]
+        return slice(start, start + (length - 1) * self.stride[side] + 1, self.stride[side])
+
+    def taps(self) -> list[Pair]:
+        """All kernel positions, row by row."""
+        rows, columns = self.kernel_size
+        return [(row, column) for row in range(rows) for column in range(columns)]

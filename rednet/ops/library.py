@@ -1,0 +1,218 @@
+"""``torch.ops.rednet``: involution and its two gradients as operators of PyTorch.
+
+The three operators are bilinear and closed under differentiation: the derivative of each is made of the other two. So
+autograd can differentiate them any number of times, and nothing but their two inputs is ever saved.
+
+    out         = involution2d(input, weight)
+    grad_input  = involution2d_grad_input(grad_out, weight)
+    grad_weight = involution2d_grad_weight(grad_out, input)
+"""
+
+from __future__ import annotations
+
+from typing import Any, Callable, Optional
+
+import torch
+from torch import Tensor
+
+from rednet.ops.backends import select_backend
+from rednet.ops.geometry import Geometry, Pair
+
+_NAMESPACE = "rednet"
+_WINDOW = "SymInt[] stride, SymInt[] padding, SymInt[] dilation"
+_library = torch.library.Library(_NAMESPACE, "DEF")
+
+
+# ---- what the operators return: every output follows the memory format of the first argument
+
+
+def _channels_last(image: Tensor) -> bool:
+    return image.is_contiguous(memory_format=torch.channels_last) and not image.is_contiguous()
+
+
+def _allocate(like: Tensor, channels: int, size: Pair) -> Tensor:
+    layout = torch.channels_last if _channels_last(like) else torch.contiguous_format
+    shape = (like.shape[0], channels, *size)
+    return torch.empty(shape, dtype=like.dtype, device=like.device, memory_format=layout)
+
+
+def _allocate_output(input: Tensor, weight: Tensor, *_: Any) -> Tensor:
+    return _allocate(input, input.shape[1], (weight.shape[4], weight.shape[5]))
+
+
+def _allocate_grad_input(grad: Tensor, weight: Tensor, size: Pair, *_: Any) -> Tensor:
+    return _allocate(grad, grad.shape[1], (size[0], size[1]))
+
+
+def _allocate_grad_weight(
+    grad: Tensor, input: Tensor, groups: int, kernel_size: Pair, *_: Any
+) -> Tensor:
+    taps = kernel_size[0] * kernel_size[1]
+    flat = _allocate(grad, groups * taps, (grad.shape[2], grad.shape[3]))
+    return flat.unflatten(1, (groups, kernel_size[0], kernel_size[1]))
+
+
+# ---- what they compute
+
+
+def _geometry(kernel_size: Any, stride: Any, padding: Any, dilation: Any) -> Geometry:
+    return Geometry(tuple(kernel_size), tuple(stride), tuple(padding), tuple(dilation))
+
+
+def _involution2d(input: Tensor, weight: Tensor, *window: Any) -> Tensor:
+    output = _allocate_output(input, weight)
+    if output.numel():
+        kernels = select_backend(input.device, input.dtype)
+        kernels.forward(input, weight, output, _geometry(weight.shape[2:4], *window))
+    return output
+
+
+def _involution2d_grad_input(grad: Tensor, weight: Tensor, size: Pair, *window: Any) -> Tensor:
+    grad_input = _allocate_grad_input(grad, weight, size)
+    if grad_input.numel():
+        kernels = select_backend(grad.device, grad.dtype)
+        kernels.grad_input(grad, weight, grad_input, _geometry(weight.shape[2:4], *window))
+    return grad_input
+
+
+def _involution2d_grad_weight(
+    grad: Tensor, input: Tensor, groups: int, kernel_size: Pair, *window: Any
+) -> Tensor:
+    grad_weight = _allocate_grad_weight(grad, input, groups, kernel_size)
+    if grad_weight.numel():
+        kernels = select_backend(grad.device, grad.dtype)
+        kernels.grad_weight(grad, input, grad_weight, _geometry(kernel_size, *window))
+    return grad_weight
+
+
+# ---- how they differentiate
+
+
+def _save(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    ctx.save_for_backward(inputs[0], inputs[1])
+    ctx.window = inputs[-3:]
+    ctx.constants = len(inputs) - 2
+
+
+def _gradients(
+    ctx: Any, first: Callable[[], Tensor], second: Callable[[], Tensor]
+) -> tuple[Optional[Tensor], ...]:
+    """The gradients of the two tensors, where they are needed, and None for each constant."""
+    return (
+        first() if ctx.needs_input_grad[0] else None,
+        second() if ctx.needs_input_grad[1] else None,
+        *(None,) * ctx.constants,
+    )
+
+
+def _image_gradient(grad: Tensor, weight: Tensor, image: Tensor, window: Any) -> Tensor:
+    return torch.ops.rednet.involution2d_grad_input(grad, weight, image.shape[2:], *window)
+
+
+def _weight_gradient(grad: Tensor, image: Tensor, weight: Tensor, window: Any) -> Tensor:
+    return torch.ops.rednet.involution2d_grad_weight(
+        grad, image, weight.shape[1], weight.shape[2:4], *window
+    )
+
+
+def _backward(ctx: Any, grad: Tensor) -> tuple[Optional[Tensor], ...]:
+    input, weight = ctx.saved_tensors
+    return _gradients(
+        ctx,
+        lambda: _image_gradient(grad, weight, input, ctx.window),
+        lambda: _weight_gradient(grad, input, weight, ctx.window),
+    )
+
+
+def _backward_of_grad_input(ctx: Any, cotangent: Tensor) -> tuple[Optional[Tensor], ...]:
+    grad, weight = ctx.saved_tensors
+    return _gradients(
+        ctx,
+        lambda: torch.ops.rednet.involution2d(cotangent, weight, *ctx.window),
+        lambda: _weight_gradient(grad, cotangent, weight, ctx.window),
+    )
+
+
+def _backward_of_grad_weight(ctx: Any, cotangent: Tensor) -> tuple[Optional[Tensor], ...]:
+    grad, input = ctx.saved_tensors
+    return _gradients(
+        ctx,
+        lambda: torch.ops.rednet.involution2d(input, cotangent, *ctx.window),
+        lambda: _image_gradient(grad, cotangent, input, ctx.window),
+    )
+
+
+# ---- torch.func.vmap: the mapped dimension joins the batch
+
+
+def _vmap(name: str) -> Callable[..., tuple[Tensor, int]]:
+    operator = getattr(torch.ops.rednet, name)
+
+    def rule(info: Any, in_dims: Any, first: Tensor, second: Tensor, *rest: Any) -> tuple[Tensor, int]:
+        folded = (
+            _fold(tensor, dim, info.batch_size)
+            for tensor, dim in zip((first, second), in_dims[:2])
+        )
+        output = operator(*folded, *rest)
+        return output.unflatten(0, (info.batch_size, output.shape[0] // info.batch_size)), 0
+
+    return rule
+
+
+def _fold(tensor: Tensor, dim: Optional[int], size: int) -> Tensor:
+    stacked = tensor.expand(size, *tensor.shape) if dim is None else tensor.movedim(dim, 0)
+    return stacked.flatten(0, 1)
+
+
+# ---- registration
+
+
+def _register(
+    name: str,
+    signature: str,
+    kernel: Callable[..., Tensor],
+    allocate: Callable[..., Tensor],
+    backward: Callable[..., Any],
+) -> None:
+    qualified = f"{_NAMESPACE}::{name}"
+    _library.define(f"{name}({signature}, {_WINDOW}) -> Tensor")
+    _library.impl(name, kernel, "CompositeExplicitAutograd")
+    _library.impl(name, allocate, "Meta")
+    if hasattr(torch.library, "register_autograd"):  # torch >= 2.4
+        torch.library.register_autograd(qualified, backward, setup_context=_save, lib=_library)
+    else:
+        _library.impl(name, _autograd_function(name, backward), "Autograd")
+    if hasattr(torch.library, "register_vmap"):  # torch >= 2.5; before, vmap loops by itself
+        torch.library.register_vmap(qualified, _vmap(name), lib=_library)
+
+
+def _autograd_function(name: str, backward: Callable[..., Any]) -> Callable[..., Tensor]:
+    def forward(*inputs: Any) -> Tensor:
+        with torch._C._AutoDispatchBelowAutograd():
+            return getattr(torch.ops.rednet, name)(*inputs)
+
+    members = {
+        "forward": staticmethod(forward),
+        "setup_context": staticmethod(_save),
+        "backward": staticmethod(backward),
+    }
+    return type(name, (torch.autograd.Function,), members).apply
+
+
+_register(
+    "involution2d", "Tensor input, Tensor weight", _involution2d, _allocate_output, _backward
+)
+_register(
+    "involution2d_grad_input",
+    "Tensor grad, Tensor weight, SymInt[] size",
+    _involution2d_grad_input,
+    _allocate_grad_input,
+    _backward_of_grad_input,
+)
+_register(
+    "involution2d_grad_weight",
+    "Tensor grad, Tensor input, SymInt groups, SymInt[] kernel_size",
+    _involution2d_grad_weight,
+    _allocate_grad_weight,
+    _backward_of_grad_weight,
+)
