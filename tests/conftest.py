@@ -1,0 +1,157 @@
+"""What every test shares: seeding, threads, the ``gpu`` marker and the golden vectors."""
+
+from __future__ import annotations
+
+import ast
+import os
+import random
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+ROOT = Path(__file__).resolve().parents[1]
+
+# Small tensors gain nothing from many threads, and a many-core machine would lose time on them.
+torch.set_num_threads(min(4, torch.get_num_threads()))
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Skip the tests marked ``gpu`` where there is no CUDA device."""
+    if torch.cuda.is_available():
+        return
+    skip = pytest.mark.skip(reason="needs a CUDA device")
+    for item in items:
+        if item.get_closest_marker("gpu"):
+            item.add_marker(skip)
+
+
+@pytest.fixture(autouse=True)
+def seed() -> int:
+    """Seed Python, NumPy and torch before each test, so that no test depends on its neighbours."""
+    value = 0
+    random.seed(value)
+    np.random.seed(value)
+    torch.manual_seed(value)
+    return value
+
+
+def assert_float32_close(actual: Tensor, expected: Tensor, what: str, rtol: float) -> None:
+    """Compare two tensors to ``rtol`` of the largest expected magnitude.
+
+    Rounding in another order of summation spoils the small elements of a sum of many products, so
+    the bound is relative to the tensor, not to each element.
+    """
+    assert actual.shape == expected.shape, f"{what}: {actual.shape} for {expected.shape}"
+    scale = expected.abs().max().item()
+    error = (actual - expected).abs().max().item()
+    assert error <= rtol * scale, f"{what}: off by {error:.3g}, largest expected value {scale:.3g}"
+
+
+@dataclass(frozen=True)
+class Golden:
+    """One golden vector: a reference layer's arguments, weights, input, outputs and gradients.
+
+    Attributes:
+        meta: the reference's constructor arguments and ``train``.
+        state: its state_dict, with the published key names.
+        x: its input.
+        outputs: its outputs.
+        cotangents: one per output; the gradients are those of ``sum(<output, cotangent>)``.
+        grad_x: gradient of the input.
+        grads: gradients of the parameters, without those of over 20,000 elements.
+        deploy: the fused convolution of a layer that can be fused, else empty.
+    """
+
+    meta: dict[str, Any]
+    state: dict[str, Tensor]
+    x: Tensor
+    outputs: list[Tensor]
+    cotangents: list[Tensor]
+    grad_x: Tensor
+    grads: dict[str, Tensor]
+    deploy: dict[str, Tensor]
+
+    @classmethod
+    def load(cls, path: Path) -> Golden:
+        """Read an ``.npz`` file; no pickled object is accepted."""
+        with np.load(path, allow_pickle=False) as file:
+            arrays: dict[str, np.ndarray] = dict(file)
+        meta = ast.literal_eval(str(arrays.pop("meta")))
+        tensors = {key: torch.from_numpy(value) for key, value in arrays.items()}
+        return cls(
+            meta=meta,
+            state=_under(tensors, "state/"),
+            x=tensors["x"],
+            outputs=_in_order(_under(tensors, "y/")),
+            cotangents=_in_order(_under(tensors, "cot/")),
+            grad_x=tensors["grad_x"],
+            grads=_under(tensors, "grad/"),
+            deploy=_under(tensors, "deploy/"),
+        )
+
+    def check(self, module: nn.Module, rtol: float = 1e-5) -> list[str]:
+        """Load the weights strictly and compare all outputs and gradients.
+
+        An expected tensor that is not finite says nothing and is left out: the random weights of
+        ``rednet26_tiny_cls`` overflow float32 in the last stage, and with it most gradients.
+
+        Args:
+            module: the layer or backbone, built with the arguments that ``meta`` names.
+            rtol: largest error allowed, as a share of each tensor's largest magnitude.
+
+        Returns:
+            The names of the tensors that were compared.
+        """
+        module.load_state_dict(self.state, strict=True)
+        module.train(self.meta["train"])
+        x = self.x.clone().requires_grad_()
+        result = module(x)
+        outputs = [result] if isinstance(result, Tensor) else list(result)
+        assert len(outputs) == len(self.outputs), "number of outputs"
+        torch.autograd.backward(outputs, self.cotangents)
+
+        parameters = dict(module.named_parameters())
+        pairs = [(f"y/{i}", *pair) for i, pair in enumerate(zip(outputs, self.outputs, strict=True))]
+        pairs += [("grad_x", x.grad, self.grad_x)]
+        pairs += [(f"grad/{key}", parameters[key].grad, grad) for key, grad in self.grads.items()]
+        compared = []
+        for what, actual, expected in pairs:
+            if expected.isfinite().all():
+                assert actual is not None, f"{what}: no gradient arrived"
+                assert_float32_close(actual, expected, what, rtol)
+                compared.append(what)
+        return compared
+
+
+def _under(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    return {
+        key.removeprefix(prefix): value for key, value in tensors.items() if key.startswith(prefix)
+    }
+
+
+def _in_order(numbered: Mapping[str, Tensor]) -> list[Tensor]:
+    return [numbered[key] for key in sorted(numbered, key=int)]
+
+
+@pytest.fixture(scope="session")
+def golden() -> Callable[[str], Golden]:
+    """Return ``golden(name)``, which loads ``<name>.npz`` of the golden vectors.
+
+    They lie in ``$REDNET_GOLDEN`` or, without it, in ``../shared/golden`` beside the checkout. A
+    test that asks for one is skipped where the default folder does not exist.
+    """
+    chosen = os.environ.get("REDNET_GOLDEN")
+    folder = Path(chosen) if chosen else ROOT.parent / "shared" / "golden"
+
+    def load(name: str) -> Golden:
+        if not chosen and not folder.is_dir():
+            pytest.skip(f"no golden vectors at {folder}; REDNET_GOLDEN names another folder")
+        return Golden.load(folder / f"{name}.npz")
+
+    return load
