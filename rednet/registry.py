@@ -1,8 +1,8 @@
 """The registries that RedNet's classes join.
 
-mmcv 2 keeps convolution layers in mmengine's root ``MODELS`` registry (mmcv 1 had ``CONV_LAYERS``). Every layer, backbone
-and builder of this package registers in a root registry, so that each OpenMMLab library finds it without a scope
-prefix.
+mmcv 2 keeps convolution layers in mmengine's root ``MODELS`` registry (mmcv 1 had ``CONV_LAYERS``).
+Every layer, backbone and builder of this package registers in a root registry, so that each
+OpenMMLab library finds it without a scope prefix.
 """
 
 from mmengine.registry import DATASETS, HOOKS, MODELS

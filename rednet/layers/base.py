@@ -1,8 +1,6 @@
-"""What every convolution layer of this package shares: ``nn.Conv2d``'s arguments, attributes and geometry."""
+"""The base of all convolution layers: ``nn.Conv2d``'s arguments, attributes and geometry."""
 
 from __future__ import annotations
-
-from typing import Union
 
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -15,8 +13,8 @@ _PADDING_MODES = ("zeros", "reflect", "replicate", "circular")
 class ConvLayer(nn.Module):
     """Base of the layers that stand in for ``nn.Conv2d``.
 
-    It checks and keeps ``nn.Conv2d``'s arguments under ``nn.Conv2d``'s attribute names. A subclass adds its parameters,
-    ``forward`` and ``init_weights``.
+    It checks and keeps ``nn.Conv2d``'s arguments under ``nn.Conv2d``'s attribute names. A subclass
+    adds its parameters, ``forward`` and ``init_weights``.
 
     Args:
         in_channels: Channels of the input.
@@ -42,7 +40,7 @@ class ConvLayer(nn.Module):
         out_channels: int,
         kernel_size: IntOrPair,
         stride: IntOrPair = 1,
-        padding: Union[str, IntOrPair] = 0,
+        padding: str | IntOrPair = 0,
         dilation: IntOrPair = 1,
         groups: int = 1,
         padding_mode: str = "zeros",
@@ -62,7 +60,7 @@ class ConvLayer(nn.Module):
         self.dilation = pair("dilation", dilation, minimum=1)
         self.padding = self._checked_padding(padding)
 
-    def _checked_padding(self, padding: Union[str, IntOrPair]) -> Union[str, Pair]:
+    def _checked_padding(self, padding: str | IntOrPair) -> str | Pair:
         if not isinstance(padding, str):
             return pair("padding", padding, minimum=0)
         if padding not in ("same", "valid"):
@@ -76,7 +74,7 @@ class ConvLayer(nn.Module):
         raise NotImplementedError
 
     def forward(self, input: Tensor) -> Tensor:
-        """Maps (N, in_channels, H, W) to (N, out_channels, Ho, Wo), the size that ``nn.Conv2d`` gives."""
+        """Maps (N, in_channels, H, W) to (N, out_channels, Ho, Wo), as ``nn.Conv2d`` does."""
         raise NotImplementedError
 
     @property
@@ -88,7 +86,7 @@ class ConvLayer(nn.Module):
 
     @property
     def padding_after(self) -> Pair:
-        """Pixels added below and on the right; an even kernel's ``'same'`` adds one more here than before."""
+        """Pixels added below and on the right; ``'same'`` of an even kernel adds one more here."""
         if self.padding == "same":
             return (self._same_padding(0) + 1) // 2, (self._same_padding(1) + 1) // 2
         return self._int_padding
@@ -104,8 +102,8 @@ class ConvLayer(nn.Module):
         """Adds the padding that a kernel cannot add by itself.
 
         Returns:
-            The input, padded where the padding is not made of zeros or not symmetric, and the zero padding that is left
-            to the kernel.
+            The input, padded where the padding is not made of zeros or not symmetric, and the zero
+            padding that is left to the kernel.
         """
         before, after = self.padding_before, self.padding_after
         if self.padding_mode == "zeros" and before == after:
@@ -132,13 +130,15 @@ class ConvLayer(nn.Module):
         height, width = self.output_size(input.shape[2], input.shape[3])
         if height < 1 or width < 1:
             raise ValueError(
-                f"input of {input.shape[2]} x {input.shape[3]} is too small for kernel_size={self.kernel_size}, "
-                f"padding={self.padding!r}, dilation={self.dilation}"
+                f"input of {input.shape[2]} x {input.shape[3]} is too small for "
+                f"kernel_size={self.kernel_size}, padding={self.padding!r}, "
+                f"dilation={self.dilation}"
             )
 
     def extra_repr(self) -> str:
         """``nn.Conv2d``'s description, without what has its default value."""
-        text = f"{self.in_channels}, {self.out_channels}, kernel_size={self.kernel_size}, stride={self.stride}"
+        text = f"{self.in_channels}, {self.out_channels}"
+        text += f", kernel_size={self.kernel_size}, stride={self.stride}"
         defaults = {"padding": (0, 0), "dilation": (1, 1), "groups": 1, "padding_mode": "zeros"}
         for name, default in defaults.items():
             if getattr(self, name) != default:

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Optional, Union
-
 import torch
 import torch.nn.functional as F
 from mmcv.cnn import ConvModule
-from mmengine.model import constant_init, kaiming_init
+from mmengine.model import kaiming_init
 from torch import Tensor, nn
 
 from rednet.layers.base import ConvLayer, positive_int
@@ -20,9 +18,10 @@ from rednet.registry import CONV_LAYERS
 class Involution2d(ConvLayer):
     """Involution with ``nn.Conv2d``'s constructor and output shape.
 
-    A bottleneck of two 1 x 1 convolutions generates, at every output pixel, one K x K kernel for each group of
-    ``group_channels`` channels. Where ``in_channels != out_channels`` a 1 x 1 convolution maps the input to
-    ``out_channels`` first, because involution itself keeps the channels apart.
+    A bottleneck of two 1 x 1 convolutions generates, at every output pixel, one K x K kernel for
+    each group of ``group_channels`` channels. Where ``in_channels != out_channels`` a 1 x 1
+    convolution maps the input to ``out_channels`` first, because involution itself keeps the
+    channels apart.
 
     From `Involution: Inverting the Inherence of Convolution for Visual Recognition
     <https://arxiv.org/abs/2103.06255>`_. The state_dict has the published keys.
@@ -31,11 +30,12 @@ class Involution2d(ConvLayer):
         in_channels: Channels of the input.
         out_channels: Channels of the output, a multiple of ``group_channels``.
         kernel_size: Height and width of the generated kernels.
-        stride: Step between output pixels. With a stride, the kernels are generated from the average of the
-            ``stride`` x ``stride`` pixels at the window's centre.
+        stride: Step between output pixels. With a stride, the kernels are generated from the
+            average of the ``stride`` x ``stride`` pixels at the window's centre.
         padding: Pixels added on both ends of each side, or ``'same'`` or ``'valid'``.
         dilation: Distance between kernel elements.
-        groups: Groups of the 1 x 1 convolution from ``in_channels`` to ``out_channels``; no effect where they are equal.
+        groups: Groups of the 1 x 1 convolution from ``in_channels`` to ``out_channels``; no effect
+            where they are equal.
         bias: Whether to add a bias of shape (out_channels,) to the output.
         padding_mode: ``'zeros'``, ``'reflect'``, ``'replicate'`` or ``'circular'``.
         group_channels: Channels that share a kernel.
@@ -57,7 +57,7 @@ class Involution2d(ConvLayer):
         out_channels: int,
         kernel_size: IntOrPair,
         stride: IntOrPair = 1,
-        padding: Union[str, IntOrPair] = 0,
+        padding: str | IntOrPair = 0,
         dilation: IntOrPair = 1,
         groups: int = 1,
         bias: bool = True,
@@ -65,7 +65,7 @@ class Involution2d(ConvLayer):
         *,
         group_channels: int = 16,
         reduction_ratio: int = 4,
-        norm_cfg: Optional[dict] = None,
+        norm_cfg: dict | None = None,
     ) -> None:
         super().__init__(
             in_channels, out_channels, kernel_size, stride, padding, dilation, groups, padding_mode
@@ -74,11 +74,13 @@ class Involution2d(ConvLayer):
         self.reduction_ratio = positive_int("reduction_ratio", reduction_ratio)
         if out_channels % group_channels:
             raise ValueError(
-                f"out_channels must be a multiple of group_channels={group_channels}, got {out_channels}"
+                f"out_channels must be a multiple of group_channels={group_channels}, "
+                f"got {out_channels}"
             )
         if out_channels < reduction_ratio:
             raise ValueError(
-                f"out_channels must be at least reduction_ratio={reduction_ratio}, got {out_channels}"
+                f"out_channels must be at least reduction_ratio={reduction_ratio}, "
+                f"got {out_channels}"
             )
         if in_channels != out_channels:
             self.projection = nn.Conv2d(in_channels, out_channels, 1, groups=groups, bias=False)
@@ -113,7 +115,10 @@ class Involution2d(ConvLayer):
         weight = self._generate_weight(input)
         padded, padding = self.pad(input)
         output = involution2d(padded, weight, self.stride, padding, self.dilation)
-        return output if self.bias is None else output + self.bias.view(1, -1, 1, 1)
+        if self.bias is None:
+            return output
+        # Under autocast the output is 16 bits wide and the bias is not: a sum would be promoted.
+        return output + self.bias.view(1, -1, 1, 1).to(output.dtype)
 
     def _generate_weight(self, input: Tensor) -> Tensor:
         """Generates the kernels, (N, G, Kh, Kw, Ho, Wo), from (N, out_channels, H, W)."""
@@ -124,8 +129,9 @@ class Involution2d(ConvLayer):
     def _window_centres(self, input: Tensor) -> Tensor:
         """The input at the centre of each window, (N, C, Ho, Wo), averaged over the stride.
 
-        With the usual padding of d (K - 1) / 2 the first window's centre is the first pixel. With another padding it
-        lies elsewhere: the input is shifted, and reads as zero where a centre lies outside of it.
+        With the usual padding of d (K - 1) / 2 the first window's centre is the first pixel. With
+        another padding it lies elsewhere: the input is shifted, and reads as zero where a centre
+        lies outside of it.
         """
         size = self.output_size(input.shape[2], input.shape[3])
         top, bottom = self._centre_padding(0, input.shape[2], size[0])
@@ -134,12 +140,13 @@ class Involution2d(ConvLayer):
             input = F.pad(input, (left, right, top, bottom))
         if self.stride == (1, 1):
             return input
-        # ceil_mode: an odd side ends with a window that is partly outside, as the convolution's does.
+        # ceil_mode: an odd side ends with a window that is partly outside, like a convolution's.
         return F.avg_pool2d(input, self.stride, self.stride, ceil_mode=True)
 
     def _centre_padding(self, side: int, length: int, output_length: int) -> Pair:
-        """How much to pad (or, if negative, to crop) before and after, so that the averages are the centres."""
-        before = self.padding_before[side] - self.dilation[side] * (self.kernel_size[side] - 1) // 2
+        """How much to pad (if negative: to crop) before and after, to average around centres."""
+        radius = self.dilation[side] * (self.kernel_size[side] - 1) // 2
+        before = self.padding_before[side] - radius
         shifted = length + before
         last_start = (output_length - 1) * self.stride[side]
         if shifted <= last_start:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Optional, Union
+from typing import Any
 
 import torch.utils.checkpoint as checkpoint
 from mmcv.cnn import ConvModule, build_conv_layer, build_norm_layer
@@ -14,7 +14,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from rednet.layers.involution import Involution2d
 from rednet.registry import MODELS
 
-ConfigDict = Optional[dict]
+ConfigDict = dict | None
 
 STAGE_BLOCKS = {
     26: (1, 2, 4, 1),
@@ -39,7 +39,8 @@ class Bottleneck(BaseModule):
         avg_down: Whether the shortcut strides by average pooling rather than by its convolution.
         conv_cfg: Config of the 1 x 1 convolutions.
         norm_cfg: Config of the norms.
-        with_cp: Whether to recompute the block in the backward pass instead of keeping its activations.
+        with_cp: Whether to recompute the block in the backward pass instead of keeping its
+            activations.
         init_cfg: Initialisation config.
     """
 
@@ -98,7 +99,7 @@ class Bottleneck(BaseModule):
         return getattr(self, self.norm3_name)
 
     def forward(self, input: Tensor) -> Tensor:
-        """Maps (N, in_channels, H, W) to (N, 4 * mid_channels, H / stride, W / stride), rounded up."""
+        """Maps (N, in_channels, H, W) to (N, 4 * mid_channels, ceil(H / s), ceil(W / s))."""
         if self.with_cp and input.requires_grad:
             output = checkpoint.checkpoint(self._residual_sum, input, use_reentrant=False)
         else:
@@ -124,7 +125,9 @@ def _shortcut(
     if avg_down and stride != 1:
         layers.append(nn.AvgPool2d(stride, stride, ceil_mode=True, count_include_pad=False))
         stride = 1
-    layers.append(build_conv_layer(conv_cfg, in_channels, out_channels, 1, stride=stride, bias=False))
+    layers.append(
+        build_conv_layer(conv_cfg, in_channels, out_channels, 1, stride=stride, bias=False)
+    )
     layers.append(build_norm_layer(norm_cfg, out_channels)[1])
     return nn.Sequential(*layers)
 
@@ -141,16 +144,17 @@ class RedNet(BaseModule):
         in_channels: Channels of the image.
         stem_channels: Channels of the stem's output; its involution has half as many.
         base_channels: Channels of the first stage's involutions; each later stage doubles them.
-        stem_kernel_size: Kernel size of the stem's involution: 3 in the published classification checkpoints, 7 in
-            the detection and segmentation ones.
+        stem_kernel_size: Kernel size of the stem's involution: 3 in the published classification
+            checkpoints, 7 in the detection and segmentation ones.
         kernel_size: Kernel size of the involutions in the stages.
         num_stages: Stages to build, 1 to 4.
         strides: Stride of the first block of each stage.
         dilations: Dilation of the involutions of each stage.
         out_indices: Stages whose outputs are returned.
-        style: ``'pytorch'`` strides in the involution, ``'caffe'`` in the 1 x 1 convolution before it.
+        style: ``'pytorch'`` strides in the involution, ``'caffe'`` in the 1 x 1 before it.
         avg_down: Whether shortcuts stride by average pooling.
-        frozen_stages: The stem and this many stages are frozen, -1 for nothing, 0 for the stem alone.
+        frozen_stages: The stem and this many stages are frozen, -1 for nothing, 0 for the stem
+            alone.
         conv_cfg: Config of the convolutions (not of the involutions).
         norm_cfg: Config of all norms, those inside the involutions too.
         norm_eval: Whether batch norms keep their running statistics while training.
@@ -192,7 +196,7 @@ class RedNet(BaseModule):
         norm_eval: bool = False,
         with_cp: bool = False,
         zero_init_residual: bool = True,
-        init_cfg: Union[dict, list[dict], None] = None,
+        init_cfg: dict | list[dict] | None = None,
     ) -> None:
         super().__init__(init_cfg or _default_init_cfg())
         _check_depth(depth)
@@ -231,7 +235,7 @@ class RedNet(BaseModule):
         self._freeze_stages()
 
     def init_weights(self) -> None:
-        """Initialises by ``init_cfg``; then zeroes the residual branches unless a checkpoint was loaded."""
+        """Initialises by ``init_cfg``, then zeroes the residual branches if nothing was loaded."""
         super().init_weights()
         pretrained = isinstance(self.init_cfg, dict) and self.init_cfg["type"] == "Pretrained"
         if self.zero_init_residual and not pretrained:
@@ -284,10 +288,12 @@ def _stem(
 
 
 def _stage(
-    blocks: int, in_channels: int, mid_channels: int, stride: int, **block_cfg: object
+    blocks: int, in_channels: int, mid_channels: int, stride: int, **block_cfg: Any
 ) -> nn.Sequential:
     first = Bottleneck(in_channels, mid_channels, stride=stride, **block_cfg)
-    rest = (Bottleneck(mid_channels * EXPANSION, mid_channels, **block_cfg) for _ in range(blocks - 1))
+    rest = (
+        Bottleneck(mid_channels * EXPANSION, mid_channels, **block_cfg) for _ in range(blocks - 1)
+    )
     return nn.Sequential(first, *rest)
 
 

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Optional
-
 import torch
 
 # torch.get_autocast_dtype came with torch 2.4; before, each device had functions of its own.
 _DEVICE_AGNOSTIC = hasattr(torch, "get_autocast_dtype")
 
 
-def autocast_dtype(device_type: str) -> Optional[torch.dtype]:
+def autocast_dtype(device_type: str) -> torch.dtype | None:
     """The dtype that autocast runs convolutions in on this device, None where it is off."""
     if _DEVICE_AGNOSTIC:
+        if device_type == "meta":  # knows no autocast; asking would raise
+            return None
         enabled = torch.is_autocast_enabled(device_type)
         return torch.get_autocast_dtype(device_type) if enabled else None
     if device_type == "cpu":

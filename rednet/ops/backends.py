@@ -1,17 +1,16 @@
 """The backends of the involution operator and the choice between them.
 
-A backend is three functions that fill an output tensor which the operator has allocated. The first registered backend
-that serves a tensor's device and dtype is used, unless one is forced by :func:`backend` or by the environment variable
-``REDNET_BACKEND``.
+A backend is three functions that fill an output tensor which the operator has allocated. The first
+registered backend that serves a tensor's device and dtype is used, unless one is forced by
+:func:`backend` or by the environment variable ``REDNET_BACKEND``.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Callable, Optional, Union
 
 import torch
 from torch import Tensor
@@ -32,20 +31,21 @@ class Backend:
         forward: ``forward(input, weight, output, geometry)`` fills output.
         grad_input: ``grad_input(grad_output, weight, grad_input, geometry)`` fills grad_input.
         grad_weight: ``grad_weight(grad_output, input, grad_weight, geometry)`` fills grad_weight.
-        why_not: ``why_not(device, dtype)`` is None where the backend serves tensors of that kind, else the reason why
-            it does not.
+        why_not: ``why_not(device, dtype)`` is None where the backend serves tensors of that kind,
+            else the reason why it does not.
     """
 
     name: str
     forward: Kernel
     grad_input: Kernel
     grad_weight: Kernel
-    why_not: Callable[[torch.device, torch.dtype], Optional[str]]
+    why_not: Callable[[torch.device, torch.dtype], str | None]
 
 
 _BACKENDS: dict[str, Backend] = {}
-# Process-wide, not thread-local: autograd runs the backward pass of CUDA tensors in threads of its own.
-_forced: Optional[str] = None
+# Process-wide, not thread-local: autograd runs the backward pass of CUDA tensors in threads of its
+# own.
+_forced: str | None = None
 
 
 def register_backend(candidate: Backend) -> None:
@@ -56,9 +56,11 @@ def register_backend(candidate: Backend) -> None:
 
 
 def explain_backends(
-    device: Union[str, torch.device] = "cpu", dtype: torch.dtype = torch.float32
-) -> dict[str, Optional[str]]:
-    """Says of every backend, the preferred one first, why it cannot serve such tensors (None: it can).
+    device: str | torch.device = "cpu", dtype: torch.dtype = torch.float32
+) -> dict[str, str | None]:
+    """Says of every backend why it cannot serve such tensors; None means that it can.
+
+    The backends come in the order of preference.
 
     Example:
         >>> explain_backends("cpu", torch.float32)["reference"] is None
@@ -107,5 +109,7 @@ def _named(name: str, argument: str) -> Backend:
 def _eligible(candidate: Backend, device: torch.device, dtype: torch.dtype) -> Backend:
     reason = candidate.why_not(device, dtype)
     if reason is not None:
-        raise RuntimeError(f"the forced backend {candidate.name!r} cannot serve {dtype} on {device}: {reason}")
+        raise RuntimeError(
+            f"the forced backend {candidate.name!r} cannot serve {dtype} on {device}: {reason}"
+        )
     return candidate

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-import operator
 from collections.abc import Sequence
-from typing import NamedTuple, Union
+from numbers import Integral
+from typing import Any, NamedTuple, cast
 
-IntOrPair = Union[int, Sequence[int]]
+import torch
+
+IntOrPair = int | Sequence[int]
 Pair = tuple[int, int]
 
 
@@ -22,19 +24,21 @@ def pair(name: str, value: IntOrPair, minimum: int) -> Pair:
         TypeError: If ``value`` is neither an int nor a sequence of two ints.
         ValueError: If a number is smaller than ``minimum`` or there are not two.
     """
-    values = tuple(value) if isinstance(value, Sequence) and not isinstance(value, str) else (value,) * 2
+    one = isinstance(value, str) or not isinstance(value, Sequence)
+    values: tuple[Any, ...] = (value, value) if one else tuple(cast(Sequence[int], value))
     if len(values) != 2:
         raise ValueError(f"{name} must be an int or a pair of ints, got {value!r}")
-    numbers = (_integer(name, values[0], value), _integer(name, values[1], value))
-    if numbers[0] < minimum or numbers[1] < minimum:
-        raise ValueError(f"{name} must be at least {minimum}, got {value!r}")
-    return numbers
+    for number in values:
+        if not _is_integer(number):
+            raise TypeError(f"{name} must be an int or a pair of ints, got {value!r}")
+        if number < minimum:
+            raise ValueError(f"{name} must be at least {minimum}, got {value!r}")
+    return values
 
 
-def _integer(name: str, number: object, value: object) -> int:
-    if isinstance(number, bool) or not hasattr(number, "__index__"):
-        raise TypeError(f"{name} must be an int or a pair of ints, got {value!r}")
-    return operator.index(number)
+def _is_integer(number: object) -> bool:
+    # NumPy's integers are Integral too; a traced size is a SymInt.
+    return isinstance(number, (Integral, torch.SymInt)) and not isinstance(number, bool)
 
 
 class Geometry(NamedTuple):
@@ -54,8 +58,9 @@ class Geometry(NamedTuple):
         return (length + 2 * self.padding[side] - span) // self.stride[side] + 1
 
     def window(self, tap: Pair, output_size: Pair) -> tuple[slice, slice]:
-        """The slices of the padded input that the kernel position ``tap`` reads, one pixel an output."""
-        return self._window(0, tap[0], output_size[0]), self._window(1, tap[1], output_size[1])
+        """The slices of the padded input that kernel position ``tap`` reads, a pixel an output."""
+        rows, columns = output_size
+        return self._window(0, tap[0], rows), self._window(1, tap[1], columns)
 
     def _window(self, side: int, tap: int, length: int) -> slice:
         start = tap * self.dilation[side]

@@ -1,4 +1,4 @@
-"""The public involution operator: checks its arguments, then calls ``torch.ops.rednet.involution2d``."""
+"""The public involution operator: checks, then a call of ``torch.ops.rednet.involution2d``."""
 
 from __future__ import annotations
 
@@ -29,20 +29,21 @@ def involution2d(
     From `Involution: Inverting the Inherence of Convolution for Visual Recognition
     <https://arxiv.org/abs/2103.06255>`_.
 
-    float16 and bfloat16 accumulate in float32. Under autocast both tensors are cast as a convolution's would be
-    (float64 is left alone). Any memory format and any strides are right; a channels_last input gives a channels_last
-    output. Gradients of any order exist.
+    float16 and bfloat16 accumulate in float32. Under autocast both tensors are cast as a
+    convolution's would be (float64 is left alone). Any memory format and any strides are right; a
+    channels_last input gives a channels_last output. Gradients of any order exist.
 
     Args:
         input: Shape (N, C, H, W).
-        weight: Shape (N, G, Kh, Kw, Ho, Wo), one kernel for each group of C / G channels at each output pixel.
+        weight: Shape (N, G, Kh, Kw, Ho, Wo), one kernel for each group of C / G channels at each
+            output pixel.
         stride: Step between output pixels, in input pixels.
         padding: Zeros added on both ends of each side, in input pixels.
         dilation: Distance between kernel elements, in input pixels.
 
     Returns:
-        Shape (N, C, Ho, Wo), where Ho = floor((H + 2 * padding - dilation * (Kh - 1) - 1) / stride) + 1 and Wo
-        likewise.
+        Shape (N, C, Ho, Wo), where Ho = floor((H + 2 * padding - dilation * (Kh - 1) - 1) / stride)
+        + 1 and Wo likewise.
 
     Raises:
         TypeError: If an argument has the wrong type or dtype.
@@ -78,7 +79,8 @@ def _check_tensors(input: Tensor, weight: Tensor) -> None:
         )
     if input.shape[0] != weight.shape[0]:
         raise ValueError(
-            f"input and weight must have the same batch size, got {input.shape[0]} and {weight.shape[0]}"
+            "input and weight must have the same batch size, "
+            f"got {input.shape[0]} and {weight.shape[0]}"
         )
     channels, groups = input.shape[1], weight.shape[1]
     if groups == 0 or channels % groups:
@@ -99,8 +101,9 @@ def _check_output_size(input: Tensor, weight: Tensor, geometry: Geometry) -> Non
         )
     if weight.shape[4] != height or weight.shape[5] != width:
         raise ValueError(
-            f"weight must hold a kernel for each of the {height} x {width} output pixels of an input of "
-            f"{input.shape[2]} x {input.shape[3]}, got {weight.shape[4]} x {weight.shape[5]}"
+            f"weight must hold a kernel for each of the {height} x {width} output pixels of an "
+            f"input of {input.shape[2]} x {input.shape[3]}, "
+            f"got {weight.shape[4]} x {weight.shape[5]}"
         )
 
 

@@ -1,7 +1,8 @@
 """``torch.ops.rednet``: involution and its two gradients as operators of PyTorch.
 
-The three operators are bilinear and closed under differentiation: the derivative of each is made of the other two. So
-autograd can differentiate them any number of times, and nothing but their two inputs is ever saved.
+The three operators are bilinear and closed under differentiation: the derivative of each is made of
+the other two. So autograd can differentiate them any number of times, and nothing but their two
+inputs is ever saved.
 
     out         = involution2d(input, weight)
     grad_input  = involution2d_grad_input(grad_out, weight)
@@ -10,7 +11,8 @@ autograd can differentiate them any number of times, and nothing but their two i
 
 from __future__ import annotations
 
-from typing import Any, Callable, Optional
+from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -55,34 +57,30 @@ def _allocate_grad_weight(
 # ---- what they compute
 
 
-def _geometry(kernel_size: Any, stride: Any, padding: Any, dilation: Any) -> Geometry:
-    return Geometry(tuple(kernel_size), tuple(stride), tuple(padding), tuple(dilation))
-
-
 def _involution2d(input: Tensor, weight: Tensor, *window: Any) -> Tensor:
     output = _allocate_output(input, weight)
-    if output.numel():
-        kernels = select_backend(input.device, input.dtype)
-        kernels.forward(input, weight, output, _geometry(weight.shape[2:4], *window))
-    return output
+    return _run("forward", input, weight, output, weight.shape[2:4], *window)
 
 
 def _involution2d_grad_input(grad: Tensor, weight: Tensor, size: Pair, *window: Any) -> Tensor:
     grad_input = _allocate_grad_input(grad, weight, size)
-    if grad_input.numel():
-        kernels = select_backend(grad.device, grad.dtype)
-        kernels.grad_input(grad, weight, grad_input, _geometry(weight.shape[2:4], *window))
-    return grad_input
+    return _run("grad_input", grad, weight, grad_input, weight.shape[2:4], *window)
 
 
 def _involution2d_grad_weight(
     grad: Tensor, input: Tensor, groups: int, kernel_size: Pair, *window: Any
 ) -> Tensor:
     grad_weight = _allocate_grad_weight(grad, input, groups, kernel_size)
-    if grad_weight.numel():
-        kernels = select_backend(grad.device, grad.dtype)
-        kernels.grad_weight(grad, input, grad_weight, _geometry(kernel_size, *window))
-    return grad_weight
+    return _run("grad_weight", grad, input, grad_weight, kernel_size, *window)
+
+
+def _run(kernel: str, first: Tensor, second: Tensor, output: Tensor, *geometry: Any) -> Tensor:
+    """Fills the output by the chosen backend; sums over nothing are zero and need none."""
+    if 0 in (first.numel(), second.numel(), output.numel()):
+        return output.zero_()
+    backend = select_backend(first.device, first.dtype)
+    getattr(backend, kernel)(first, second, output, Geometry(*map(tuple, geometry)))
+    return output
 
 
 # ---- how they differentiate
@@ -96,7 +94,7 @@ def _save(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
 
 def _gradients(
     ctx: Any, first: Callable[[], Tensor], second: Callable[[], Tensor]
-) -> tuple[Optional[Tensor], ...]:
+) -> tuple[Tensor | None, ...]:
     """The gradients of the two tensors, where they are needed, and None for each constant."""
     return (
         first() if ctx.needs_input_grad[0] else None,
@@ -115,7 +113,7 @@ def _weight_gradient(grad: Tensor, image: Tensor, weight: Tensor, window: Any) -
     )
 
 
-def _backward(ctx: Any, grad: Tensor) -> tuple[Optional[Tensor], ...]:
+def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
     input, weight = ctx.saved_tensors
     return _gradients(
         ctx,
@@ -124,7 +122,7 @@ def _backward(ctx: Any, grad: Tensor) -> tuple[Optional[Tensor], ...]:
     )
 
 
-def _backward_of_grad_input(ctx: Any, cotangent: Tensor) -> tuple[Optional[Tensor], ...]:
+def _backward_of_grad_input(ctx: Any, cotangent: Tensor) -> tuple[Tensor | None, ...]:
     grad, weight = ctx.saved_tensors
     return _gradients(
         ctx,
@@ -133,7 +131,7 @@ def _backward_of_grad_input(ctx: Any, cotangent: Tensor) -> tuple[Optional[Tenso
     )
 
 
-def _backward_of_grad_weight(ctx: Any, cotangent: Tensor) -> tuple[Optional[Tensor], ...]:
+def _backward_of_grad_weight(ctx: Any, cotangent: Tensor) -> tuple[Tensor | None, ...]:
     grad, input = ctx.saved_tensors
     return _gradients(
         ctx,
@@ -148,10 +146,12 @@ def _backward_of_grad_weight(ctx: Any, cotangent: Tensor) -> tuple[Optional[Tens
 def _vmap(name: str) -> Callable[..., tuple[Tensor, int]]:
     operator = getattr(torch.ops.rednet, name)
 
-    def rule(info: Any, in_dims: Any, first: Tensor, second: Tensor, *rest: Any) -> tuple[Tensor, int]:
+    def rule(
+        info: Any, in_dims: Any, first: Tensor, second: Tensor, *rest: Any
+    ) -> tuple[Tensor, int]:
         folded = (
             _fold(tensor, dim, info.batch_size)
-            for tensor, dim in zip((first, second), in_dims[:2])
+            for tensor, dim in zip((first, second), in_dims[:2], strict=True)
         )
         output = operator(*folded, *rest)
         return output.unflatten(0, (info.batch_size, output.shape[0] // info.batch_size)), 0
@@ -159,7 +159,7 @@ def _vmap(name: str) -> Callable[..., tuple[Tensor, int]]:
     return rule
 
 
-def _fold(tensor: Tensor, dim: Optional[int], size: int) -> Tensor:
+def _fold(tensor: Tensor, dim: int | None, size: int) -> Tensor:
     stacked = tensor.expand(size, *tensor.shape) if dim is None else tensor.movedim(dim, 0)
     return stacked.flatten(0, 1)
 
@@ -191,17 +191,16 @@ def _autograd_function(name: str, backward: Callable[..., Any]) -> Callable[...,
         with torch._C._AutoDispatchBelowAutograd():
             return getattr(torch.ops.rednet, name)(*inputs)
 
-    members = {
+    members: dict[str, Any] = {
         "forward": staticmethod(forward),
         "setup_context": staticmethod(_save),
         "backward": staticmethod(backward),
     }
-    return type(name, (torch.autograd.Function,), members).apply
+    function: Any = type(name, (torch.autograd.Function,), members)
+    return function.apply
 
 
-_register(
-    "involution2d", "Tensor input, Tensor weight", _involution2d, _allocate_output, _backward
-)
+_register("involution2d", "Tensor input, Tensor weight", _involution2d, _allocate_output, _backward)
 _register(
     "involution2d_grad_input",
     "Tensor grad, Tensor weight, SymInt[] size",

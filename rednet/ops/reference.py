@@ -1,4 +1,4 @@
-"""The reference backend: involution by unfolding. Slow and plain, it is the oracle of every test."""
+"""The reference backend: involution by unfolding, slow and plain, the oracle of every test."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from rednet.ops.geometry import Geometry
 
 
 def forward(input: Tensor, weight: Tensor, output: Tensor, geometry: Geometry) -> None:
-    """Sums weighted patches: ``(N, G, C/G, K*K, Ho*Wo)`` times ``(N, G, 1, K*K, Ho*Wo)`` over the taps."""
+    """Multiplies patches (N, G, C/G, K*K, Ho*Wo) by the weights and sums over the taps."""
     patches = _patches(input, weight.shape[1], geometry)
     result = (patches * _flat_weight(weight)).sum(dim=3)
     output.copy_(result.reshape(output.shape))
@@ -34,7 +34,9 @@ def grad_input(grad_output: Tensor, weight: Tensor, grad_input: Tensor, geometry
     grad_input.copy_(folded)
 
 
-def grad_weight(grad_output: Tensor, input: Tensor, grad_weight: Tensor, geometry: Geometry) -> None:
+def grad_weight(
+    grad_output: Tensor, input: Tensor, grad_weight: Tensor, geometry: Geometry
+) -> None:
     """Sums patches times output gradients over the channels of each group."""
     groups = grad_weight.shape[1]
     result = (_patches(input, groups, geometry) * _grouped_pixels(grad_output, groups)).sum(dim=2)
@@ -57,7 +59,8 @@ def _patches(input: Tensor, groups: int, geometry: Geometry) -> Tensor:
 def _grouped_pixels(grad_output: Tensor, groups: int) -> Tensor:
     batch, channels = grad_output.shape[:2]
     grad = grad_output.to(accumulation_dtype(grad_output.dtype))
-    return grad.reshape(batch, groups, channels // groups, 1, -1)
+    pixels = grad.shape[2] * grad.shape[3]
+    return grad.reshape(batch, groups, channels // groups, 1, pixels)
 
 
 def _flat_weight(weight: Tensor) -> Tensor:

@@ -1,7 +1,7 @@
-"""The shifted backend: one multiply-add of whole tensors for each kernel position, in eager PyTorch.
+"""The shifted backend: a multiply-add of whole tensors for each kernel position, in PyTorch.
 
-It runs on every device, needs no compiler and stores nothing of size K * K beside the weight: each kernel position
-reads a shifted, strided view of the padded input.
+It runs on every device, needs no compiler and stores nothing of size K * K beside the weight: each
+kernel position reads a shifted, strided view of the padded input.
 """
 
 from __future__ import annotations
@@ -40,7 +40,9 @@ def grad_input(grad_output: Tensor, weight: Tensor, grad_input: Tensor, geometry
     grad_input.copy_(padded[..., top : top + height, left : left + width])
 
 
-def grad_weight(grad_output: Tensor, input: Tensor, grad_weight: Tensor, geometry: Geometry) -> None:
+def grad_weight(
+    grad_output: Tensor, input: Tensor, grad_weight: Tensor, geometry: Geometry
+) -> None:
     """Sums ``grad_output * shifted input`` over the channels of each group, tap by tap."""
     groups, output_size = grad_weight.shape[1], _size(grad_output)
     grad = _grouped(grad_output.to(accumulation_dtype(grad_output.dtype)), groups)
@@ -55,7 +57,7 @@ def _size(image: Tensor) -> Pair:
 
 
 def _grouped(image: Tensor, groups: int) -> Tensor:
-    """Views (N, C, H, W) as (N, G, C/G, H, W); splitting a dimension is a view whatever the strides."""
+    """Views (N, C, H, W) as (N, G, C/G, H, W), which every stride allows."""
     return image.unflatten(1, (groups, image.shape[1] // groups))
 
 

@@ -1,0 +1,92 @@
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from rednet.layers import Involution2d
+from rednet.ops import involution2d
+
+
+def test_golden_vectors(golden: Callable) -> None:
+    vectors = golden("involution_k7_s1")
+    compared = vectors.check(Involution2d(32, 32, 7, padding=3, bias=False))
+    assert len(compared) == 7
+
+
+def _weight_of(layer: Involution2d, image: Tensor) -> Tensor:
+    kernels = layer.conv2(layer.conv1(image))
+    return kernels.reshape(len(image), -1, *layer.kernel_size, *kernels.shape[2:])
+
+
+@pytest.mark.parametrize("size", [(8, 8), (7, 9), (1, 5)])
+@pytest.mark.parametrize("dilation", [1, 2])
+def test_with_a_stride_kernels_come_from_the_average(size: tuple[int, int], dilation: int) -> None:
+    layer = Involution2d(
+        16, 16, 3, stride=2, padding=dilation, dilation=dilation, bias=False
+    ).eval()
+    image = torch.randn(2, 16, *size)
+    weight = _weight_of(layer, F.avg_pool2d(image, 2, 2, ceil_mode=True))
+    expected = involution2d(image, weight, stride=2, padding=dilation, dilation=dilation)
+    torch.testing.assert_close(layer(image), expected)
+
+
+def test_without_padding_kernels_come_from_the_windows_centres() -> None:
+    layer = Involution2d(16, 16, 5, bias=False).eval()
+    image = torch.randn(2, 16, 9, 10)
+    weight = _weight_of(layer, image[..., 2:-2, 2:-2])
+    torch.testing.assert_close(layer(image), involution2d(image, weight))
+
+
+def test_centres_outside_the_image_read_zero() -> None:
+    layer = Involution2d(16, 16, 1, padding=1, bias=False).eval()
+    image = torch.randn(2, 16, 4, 4)
+    weight = _weight_of(layer, F.pad(image, (1, 1, 1, 1)))
+    torch.testing.assert_close(layer(image), involution2d(image, weight, padding=1))
+
+
+def test_other_out_channels_go_through_a_projection() -> None:
+    layer = Involution2d(8, 32, 3, padding=1, groups=2).eval()
+    assert layer.projection.weight.shape == (32, 4, 1, 1) and layer.projection.bias is None
+    same = Involution2d(32, 32, 3, padding=1).eval()
+    assert not hasattr(same, "projection")
+    same.load_state_dict(layer.state_dict(), strict=False)
+    image = torch.randn(2, 8, 5, 6)
+    torch.testing.assert_close(layer(image), same(layer.projection(image)))
+
+
+def test_bias_is_added_to_the_output() -> None:
+    layer = Involution2d(16, 16, 3, padding=1).eval()
+    image = torch.randn(1, 16, 5, 5)
+    before = layer(image)
+    nn.init.constant_(layer.bias, 3.0)
+    torch.testing.assert_close(layer(image), before + 3)
+    assert Involution2d(16, 16, 3, bias=False).bias is None
+
+
+def test_the_bottleneck_has_the_published_widths() -> None:
+    layer = Involution2d(64, 64, 7, padding=3, group_channels=8, reduction_ratio=2)
+    assert layer.conv1.conv.weight.shape == (32, 64, 1, 1)
+    assert layer.conv2.conv.weight.shape == (49 * 8, 32, 1, 1)
+
+
+def test_norm_cfg_reaches_the_bottleneck() -> None:
+    layer = Involution2d(16, 16, 3, norm_cfg=dict(type="GN", num_groups=2))
+    assert isinstance(layer.conv1.norm, nn.GroupNorm)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (dict(out_channels=24), "out_channels must be a multiple of group_channels=16, got 24"),
+        (dict(reduction_ratio=17), "out_channels must be at least reduction_ratio=17, got 16"),
+        (dict(group_channels=0), "group_channels must be at least 1, got 0"),
+        (dict(in_channels=0), "in_channels must be at least 1, got 0"),
+    ],
+)
+def test_arguments_that_cannot_be_served(arguments: dict, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        Involution2d(**{"in_channels": 16, "out_channels": 16, "kernel_size": 3, **arguments})

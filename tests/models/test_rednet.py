@@ -1,0 +1,193 @@
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from mmengine.registry import MODELS
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from rednet import ops
+from rednet.layers import Involution2d
+from rednet.models import RedNet
+from tests.tolerances import assert_close
+
+TINY = dict(depth=26, stem_channels=32, base_channels=16, out_indices=(0, 1, 2, 3))
+# A linear head of 1,000 classes on 2,048 channels.
+HEAD_PARAMETERS = 2048 * 1000 + 1000
+
+
+def _tiny(**changes: object) -> RedNet:
+    return MODELS.build(dict(type="RedNet", **{**TINY, **changes}))
+
+
+@pytest.fixture(scope="module")
+def image() -> Tensor:
+    return torch.randn(2, 3, 33, 47, generator=torch.Generator().manual_seed(0))
+
+
+def test_golden_vectors(golden: Callable) -> None:
+    # The vectors' random weights overflow float32 in the last stage. The few gradients that stay
+    # finite depend on which sums overflow, and so on the order of summation: only the unfold of the
+    # reference reproduces them.
+    with ops.backend("reference"):
+        compared = golden("rednet26_tiny_cls").check(_tiny())
+    assert {"y/0", "y/1", "y/2", "grad/layer4.0.bn3.bias"} <= set(compared)
+
+
+def test_golden_outputs_by_the_default_backend(golden: Callable) -> None:
+    vectors = golden("rednet26_tiny_cls")
+    model = _tiny().eval()
+    model.load_state_dict(vectors.state)
+    for actual, expected in list(zip(model(vectors.x), vectors.outputs, strict=True))[:3]:
+        torch.testing.assert_close(actual, expected, rtol=1e-5, atol=1e-5 * expected.abs().max())
+
+
+@pytest.mark.parametrize(
+    ("depth", "parameters"),
+    [(26, 9233166), (38, 12386986), (50, 15540806), (101, 25652950), (152, 33984582)],
+)
+def test_parameter_counts_are_the_published_ones(depth: int, parameters: int) -> None:
+    with torch.device("meta"):
+        counts = [
+            sum(
+                parameter.numel() for parameter in RedNet(depth, stem_kernel_size=size).parameters()
+            )
+            for size in (3, 7)
+        ]
+    assert counts == [parameters - HEAD_PARAMETERS, parameters - HEAD_PARAMETERS + 720]
+
+
+def test_every_gradient_follows_the_float64_reference(image: Tensor) -> None:
+    model = _tiny(zero_init_residual=False)
+    model.init_weights()
+    exact = _tiny().double()
+    exact.load_state_dict(model.state_dict())
+    with ops.backend("reference"):
+        sum(map.square().mean() for map in exact(image.double())).backward()
+    sum(map.square().mean() for map in model(image)).backward()
+    gradients = dict(exact.named_parameters())
+    for key, parameter in model.named_parameters():
+        # A chain of some eighty layers and their batch norms between here and the loss.
+        assert_close(parameter.grad, gradients[key].grad, factor=1000)
+
+
+@pytest.mark.parametrize("size", [(64, 64), (33, 47), (1, 1), (65, 2)])
+def test_maps_have_a_resnets_sizes(size: tuple[int, int]) -> None:
+    maps = _tiny().eval()(torch.randn(1, 3, *size))
+    assert isinstance(maps, tuple)
+    for index, map in enumerate(maps):
+        scale = 2 ** (index + 2)
+        assert map.shape == (1, 64 * 2**index, -(-size[0] // scale), -(-size[1] // scale))
+
+
+def test_out_indices_select_maps_and_one_map_is_a_tuple(image: Tensor) -> None:
+    (last,) = _tiny(out_indices=(3,)).eval()(image)
+    assert last.shape[1] == 512
+    first, third = _tiny(out_indices=(0, 2)).eval()(image)
+    assert (first.shape[1], third.shape[1]) == (64, 256)
+
+
+def test_fewer_stages_build_fewer_stages(image: Tensor) -> None:
+    model = _tiny(num_stages=2, strides=(1, 2), dilations=(1, 1), out_indices=(1,))
+    assert not hasattr(model, "layer3")
+    assert model.eval()(image)[0].shape[1] == 128
+
+
+def test_dilations_dilate_the_involution(image: Tensor) -> None:
+    model = _tiny(strides=(1, 2, 1, 1), dilations=(1, 1, 2, 4))
+    involutions = [module for module in model.layer4.modules() if isinstance(module, Involution2d)]
+    assert {(each.dilation, each.padding) for each in involutions} == {((4, 4), (12, 12))}
+    maps = model.eval()(image)
+    assert maps[1].shape[2:] == maps[3].shape[2:]
+
+
+@pytest.mark.parametrize(
+    ("style", "first", "second"), [("pytorch", (1, 1), (2, 2)), ("caffe", (2, 2), (1, 1))]
+)
+def test_style_says_which_layer_strides(style: str, first: tuple, second: tuple) -> None:
+    block = _tiny(style=style).layer2[0]
+    assert (block.conv1.stride, block.conv2.stride) == (first, second)
+
+
+def test_avg_down_pools_in_the_shortcut(image: Tensor) -> None:
+    model = _tiny(avg_down=True).eval()
+    assert isinstance(model.layer2[0].downsample[0], nn.AvgPool2d)
+    assert [map.shape for map in model(image)] == [map.shape for map in _tiny().eval()(image)]
+
+
+def test_kernel_sizes_reach_stem_and_stages() -> None:
+    model = _tiny(kernel_size=5, stem_kernel_size=7)
+    assert model.stem[1].kernel_size == (7, 7)
+    assert model.layer1[0].conv2.kernel_size == (5, 5)
+
+
+@pytest.mark.parametrize("frozen_stages", [-1, 0, 2])
+def test_frozen_stages_neither_train_nor_update(frozen_stages: int, image: Tensor) -> None:
+    model = _tiny(frozen_stages=frozen_stages)
+    assert model.train() is model
+    parts = ["stem", "layer1", "layer2", "layer3", "layer4"]
+    for index, part in enumerate(parts):
+        module, frozen = getattr(model, part), index <= frozen_stages
+        assert module.training is not frozen
+        assert all(parameter.requires_grad is not frozen for parameter in module.parameters())
+
+
+def test_norm_eval_keeps_the_running_statistics(image: Tensor) -> None:
+    model = _tiny(norm_eval=True).train()
+    before = {key: value.clone() for key, value in model.named_buffers()}
+    model(image)
+    assert all(torch.equal(value, before[key]) for key, value in model.named_buffers())
+    assert model.layer1[0].conv1.training
+
+
+def test_checkpointing_changes_nothing_but_memory(image: Tensor) -> None:
+    model, recomputed = _tiny(), _tiny(with_cp=True)
+    recomputed.load_state_dict(model.state_dict())
+    for each in (model, recomputed):
+        each(image)[3].sum().backward()
+    other = dict(recomputed.named_parameters())
+    for key, parameter in model.named_parameters():
+        torch.testing.assert_close(parameter.grad, other[key].grad)
+
+
+def test_norm_cfg_reaches_every_norm() -> None:
+    model = _tiny(norm_cfg=dict(type="GN", num_groups=2))
+    assert not any(isinstance(module, _BatchNorm) for module in model.modules())
+
+
+@pytest.mark.parametrize("zero", [True, False])
+def test_zero_init_residual_starts_blocks_as_their_shortcut(zero: bool) -> None:
+    model = _tiny(zero_init_residual=zero)
+    model.init_weights()
+    assert (model.layer1[0].bn3.weight == 0).all() == zero
+    assert (model.layer1[0].bn1.weight == 1).all()
+
+
+def test_init_weights_loads_a_pretrained_backbone(tmp_path, image: Tensor) -> None:
+    model = _tiny().eval()
+    torch.save(model.state_dict(), tmp_path / "backbone.pth")
+    loaded = _tiny(init_cfg=dict(type="Pretrained", checkpoint=str(tmp_path / "backbone.pth")))
+    loaded.init_weights()
+    assert torch.equal(loaded.eval()(image)[3], model(image)[3])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (dict(depth=49), r"depth must be one of \(26, 38, 50, 101, 152\), got 49"),
+        (dict(num_stages=5), "num_stages must be 1 to 4, got 5"),
+        (dict(strides=(1, 2)), r"strides must have num_stages=4 entries, got \(1, 2\)"),
+        (dict(dilations=()), r"dilations must have num_stages=4 entries, got \(\)"),
+        (dict(out_indices=(4,)), r"out_indices must be stages from 0 to 3, got \(4,\)"),
+        (dict(out_indices=()), r"out_indices must be stages from 0 to 3, got \(\)"),
+        (dict(frozen_stages=5), "frozen_stages must be -1 to 4, got 5"),
+        (dict(style="torch"), "style must be 'pytorch' or 'caffe', got 'torch'"),
+        (dict(kernel_size=4), "kernel_size must be an odd positive int, got 4"),
+        (dict(base_channels=24), "out_channels must be a multiple of group_channels=16, got 24"),
+    ],
+)
+def test_bad_arguments_are_named(arguments: dict, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        RedNet(**{**TINY, **arguments})

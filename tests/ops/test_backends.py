@@ -1,0 +1,99 @@
+from __future__ import annotations
+
+import pytest
+import torch
+
+from rednet import ops
+from rednet.ops import backends
+from rednet.ops.backends import Backend, select_backend
+
+CPU = torch.device("cpu")
+
+
+def _fill_with(value: float) -> Backend:
+    def kernel(first, second, output, geometry) -> None:
+        output.fill_(value)
+
+    return Backend("constant", kernel, kernel, kernel, lambda device, dtype: None)
+
+
+@pytest.fixture
+def constant_backend(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(backends, "_BACKENDS", dict(backends._BACKENDS))
+    backends.register_backend(_fill_with(5.0))
+
+
+@pytest.fixture
+def picky_backend(monkeypatch: pytest.MonkeyPatch) -> None:
+    def kernel(*_: object) -> None:
+        raise AssertionError("must not run")
+
+    def why_not(device: torch.device, dtype: torch.dtype) -> str | None:
+        return None if dtype == torch.float64 else "it is float64 alone"
+
+    picky = Backend("picky", kernel, kernel, kernel, why_not)
+    monkeypatch.setattr(backends, "_BACKENDS", {"picky": picky, **backends._BACKENDS})
+
+
+def _ones() -> tuple[torch.Tensor, torch.Tensor]:
+    return torch.ones(1, 2, 3, 3), torch.ones(1, 1, 1, 1, 3, 3)
+
+
+def test_the_first_eligible_backend_is_chosen(picky_backend: None) -> None:
+    assert select_backend(CPU, torch.float64).name == "picky"
+    assert select_backend(CPU, torch.float32).name != "picky"
+
+
+def test_the_default_is_not_the_slow_reference() -> None:
+    assert select_backend(CPU, torch.float32).name != "reference"
+
+
+def test_the_context_forces_a_backend_and_ends(constant_backend: None) -> None:
+    with ops.backend("constant"):
+        with ops.backend("reference"):
+            assert (ops.involution2d(*_ones()) == 1).all()
+        assert (ops.involution2d(*_ones()) == 5).all()
+    assert (ops.involution2d(*_ones()) == 1).all()
+
+
+def test_the_context_forces_the_gradients_too(constant_backend: None) -> None:
+    input, weight = (tensor.requires_grad_() for tensor in _ones())
+    with ops.backend("constant"):
+        ops.involution2d(input, weight).sum().backward()
+    assert (input.grad == 5).all() and (weight.grad == 5).all()
+
+
+def test_the_environment_variable_forces_a_backend(
+    constant_backend: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("REDNET_BACKEND", "constant")
+    assert (ops.involution2d(*_ones()) == 5).all()
+    with ops.backend("reference"):
+        assert (ops.involution2d(*_ones()) == 1).all()
+
+
+def test_an_unknown_name_is_refused_with_the_known_ones(monkeypatch: pytest.MonkeyPatch) -> None:
+    with (
+        pytest.raises(ValueError, match="name must be one of .*'reference'.*, got 'fast'"),
+        ops.backend("fast"),
+    ):
+        pass
+    monkeypatch.setenv("REDNET_BACKEND", "faster")
+    with pytest.raises(ValueError, match="REDNET_BACKEND must be one of .*, got 'faster'"):
+        ops.involution2d(*_ones())
+
+
+def test_a_forced_backend_that_cannot_serve_says_why(picky_backend: None) -> None:
+    with ops.backend("picky"), pytest.raises(RuntimeError, match="float32 on cpu: it is float64"):
+        ops.involution2d(*_ones())
+
+
+def test_explain_backends_gives_reasons(picky_backend: None) -> None:
+    reasons = ops.explain_backends("cpu", torch.float32)
+    assert reasons["picky"] == "it is float64 alone"
+    assert reasons["reference"] is None
+
+
+def test_a_name_is_registered_once(constant_backend: None) -> None:
+    with pytest.raises(ValueError, match="'constant' is registered already"):
+        backends.register_backend(_fill_with(1.0))
