@@ -8,6 +8,7 @@ missing.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import os
 import re
@@ -28,7 +29,7 @@ GIB = 2**30
 
 # Free space that an installation from nothing takes, in GiB: the environment itself, what pip
 # unpacks on the way, and pip's cache.
-NEEDED_GIB = {"environment": 9, "temporary": 4, "cache": 4}
+NEEDED_GIB = {"environment": 8, "temporary": 4, "cache": 4}
 
 DESCRIPTION = """\
 Install RedNet and the stack pinned in requirements.txt, in the order that mmcv needs. What is there
@@ -90,9 +91,10 @@ def probe(python: str, code: str, *arguments: str) -> dict[str, Any] | None:
     command = [python, "-I", "-W", "ignore", "-c", code, *arguments]
     try:
         done = subprocess.run(command, capture_output=True, text=True, check=True)
-        return dict(json.loads(done.stdout))
+        answer = json.loads(done.stdout)
     except (OSError, ValueError, subprocess.CalledProcessError):
         return None
+    return answer if isinstance(answer, dict) else None
 
 
 def is_supported(version: str) -> bool:
@@ -320,16 +322,20 @@ class Environment:
 
 
 def stop(process: subprocess.Popen[bytes]) -> None:
-    """Interrupt a process and its children, and end them if they do not stop."""
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGKILL):
-        try:
-            os.killpg(process.pid, number)
-            process.wait(timeout=10)
-            return
-        except ProcessLookupError:
-            return
-        except subprocess.TimeoutExpired:
-            continue
+    """Interrupt a process and its children, and end what does not stop.
+
+    Args:
+        process: the leader of a process group.
+    """
+    os.killpg(process.pid, signal.SIGINT)
+    try:
+        process.wait(timeout=10)
+    except subprocess.TimeoutExpired:
+        say("pip does not stop, so it is ended")
+    # Also for children that outlive their parent.
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
 
 
 # --- mmcv -----------------------------------------------------------------------------------------
