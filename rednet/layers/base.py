@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -134,6 +136,51 @@ class ConvLayer(nn.Module):
                 f"kernel_size={self.kernel_size}, padding={self.padding!r}, "
                 f"dilation={self.dilation}"
             )
+
+    def convolve(self, input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+        """The convolution of this layer's geometry, padding mode included."""
+        padded, padding = self.pad(input)
+        return F.conv2d(padded, weight, bias, self.stride, padding, self.dilation, self.groups)
+
+    @property
+    def plain_weight_shape(self) -> tuple[int, ...]:
+        """Shape of the weight of the ``nn.Conv2d`` that this layer stands in for."""
+        return (self.out_channels, self.in_channels // self.groups, *self.kernel_size)
+
+    def adapt_plain_state(self, state: dict[str, Tensor]) -> dict[str, Tensor] | None:
+        """Expresses the weights of the ``nn.Conv2d`` that this layer stands in for as its own.
+
+        Args:
+            state: ``weight``, of ``plain_weight_shape``, and perhaps ``bias``, (out_channels,).
+
+        Returns:
+            Values by their key in this layer's state_dict. A key that is left out stays at its
+            initialisation. None from a layer that does not contain the convolution.
+        """
+        return None
+
+    def _load_from_state_dict(
+        self, state_dict: dict[str, Tensor], prefix: str, *args: Any, **kwargs: Any
+    ) -> None:
+        self._expand_plain_state(state_dict, prefix)
+        super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
+
+    def _expand_plain_state(self, state_dict: dict[str, Tensor], prefix: str) -> None:
+        """Replaces a plain convolution's entries in ``state_dict`` by this layer's own."""
+        plain = {
+            key[len(prefix) :]: value for key, value in state_dict.items() if key.startswith(prefix)
+        }
+        if "weight" not in plain or not plain.keys() <= {"weight", "bias"}:
+            return
+        if tuple(plain["weight"].shape) != self.plain_weight_shape:
+            return
+        adapted = self.adapt_plain_state(plain)
+        if adapted is None:
+            return
+        for key in plain:
+            del state_dict[prefix + key]
+        for key, value in {**self.state_dict(), **adapted}.items():
+            state_dict[prefix + key] = value
 
     def extra_repr(self) -> str:
         """``nn.Conv2d``'s description, without what has its default value."""
