@@ -1,0 +1,154 @@
+"""Convolution with adaptive weight standardisation."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from rednet.layers.base import ConvLayer
+from rednet.ops.geometry import IntOrPair
+from rednet.registry import CONV_LAYERS
+
+EPSILON = 1e-5
+
+
+@CONV_LAYERS.register_module()
+class ConvAWS2d(ConvLayer):
+    """Convolution whose kernel is standardised, then scaled and shifted by two buffers.
+
+    Per output channel, the kernel loses its mean and is divided by its standard deviation, so that
+    only its direction is learned; ``weight_gamma`` and ``weight_beta`` keep the scale and the mean
+    that a pretrained kernel had. They start at 1 and 0: without pretrained weights, a norm should
+    follow the layer.
+
+    From `DetectoRS <https://arxiv.org/abs/2006.02334>`_. The state_dict has the keys of mmcv's
+    ``ConvAWS``.
+
+    Args:
+        in_channels: Channels of the input.
+        out_channels: Channels of the output.
+        kernel_size: Height and width of the kernel.
+        stride: Step between output pixels.
+        padding: Pixels added on both ends of each side, or ``'same'`` or ``'valid'``.
+        dilation: Distance between kernel elements.
+        groups: Blocks that the channels are split into.
+        bias: Whether to add a bias of shape (out_channels,) to the output.
+        padding_mode: ``'zeros'``, ``'reflect'``, ``'replicate'`` or ``'circular'``.
+
+    Shape:
+        - Input: (N, in_channels, H, W)
+        - Output: (N, out_channels, Ho, Wo), as ``nn.Conv2d`` gives for the same arguments.
+
+    Raises:
+        TypeError: If an argument has the wrong type.
+        ValueError: If an argument has a value that cannot be served.
+    """
+
+    weight_gamma: Tensor
+    weight_beta: Tensor
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: IntOrPair,
+        stride: IntOrPair = 1,
+        padding: str | IntOrPair = 0,
+        dilation: IntOrPair = 1,
+        groups: int = 1,
+        bias: bool = True,
+        padding_mode: str = "zeros",
+    ) -> None:
+        super().__init__(
+            in_channels, out_channels, kernel_size, stride, padding, dilation, groups, padding_mode
+        )
+        check_standardisable(self)
+        self.weight = nn.Parameter(torch.empty(self.plain_weight_shape))
+        if bias:
+            self.bias = nn.Parameter(torch.empty(out_channels))
+        else:
+            self.register_parameter("bias", None)
+        self.register_buffer("weight_gamma", torch.empty(out_channels, 1, 1, 1))
+        self.register_buffer("weight_beta", torch.empty(out_channels, 1, 1, 1))
+        self.init_weights()
+
+    def init_weights(self) -> None:
+        """``nn.Conv2d``'s initialisation for the weight and the bias, no scale and no shift."""
+        init_convolution(self.weight, self.bias)
+        nn.init.ones_(self.weight_gamma)
+        nn.init.zeros_(self.weight_beta)
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Maps (N, in_channels, H, W) to (N, out_channels, Ho, Wo)."""
+        self.check_input(input)
+        weight = standardise(self.weight, self.weight_gamma, self.weight_beta)
+        return self.convolve(input, weight, self.bias)
+
+    def adapt_plain_state(self, state: dict[str, Tensor]) -> dict[str, Tensor] | None:
+        """The layer computes what the convolution computed."""
+        adapted = standardised_state(state["weight"])
+        if self.bias is not None:
+            adapted["bias"] = torch.zeros_like(self.bias)
+        if "bias" in state:
+            adapted["bias"] = state["bias"]
+        return adapted
+
+
+def standardise(weight: Tensor, gamma: Tensor, beta: Tensor) -> Tensor:
+    """Standardises each output channel's kernel, then scales and shifts it.
+
+    The statistics of a 16-bit weight are taken in float32.
+
+    Args:
+        weight: (out_channels, in_channels / groups, Kh, Kw).
+        gamma: (out_channels, 1, 1, 1).
+        beta: (out_channels, 1, 1, 1).
+
+    Returns:
+        The kernel, of the weight's shape and dtype.
+    """
+    exact = _at_least_float32(weight)
+    deviation, mean = _deviation_and_mean(exact)
+    scale = gamma / deviation
+    return torch.addcmul(beta - mean * scale, exact, scale).to(weight.dtype)
+
+
+def standardised_state(weight: Tensor) -> dict[str, Tensor]:
+    """The weight, scale and shift from which ``standardise`` gives this weight back."""
+    deviation, mean = _deviation_and_mean(_at_least_float32(weight))
+    return {
+        "weight": weight,
+        "weight_gamma": deviation.to(weight.dtype),
+        "weight_beta": mean.to(weight.dtype),
+    }
+
+
+def check_standardisable(layer: ConvLayer) -> None:
+    """Refuses a kernel that has no variance.
+
+    Raises:
+        ValueError: If the kernel has one element per output channel.
+    """
+    _, channels, height, width = layer.plain_weight_shape
+    if channels * height * width == 1:
+        raise ValueError(
+            f"{type(layer).__name__} divides each kernel by its standard deviation, and one number "
+            f"has none: kernel_size={layer.kernel_size}, groups={layer.groups} cannot be served"
+        )
+
+
+def init_convolution(weight: Tensor, bias: Tensor | None) -> None:
+    """``nn.Conv2d``'s own initialisation: uniform within 1 / sqrt(fan-in)."""
+    nn.init.kaiming_uniform_(weight, a=5**0.5)
+    if bias is not None:
+        bound = weight[0].numel() ** -0.5
+        nn.init.uniform_(bias, -bound, bound)
+
+
+def _at_least_float32(tensor: Tensor) -> Tensor:
+    return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
+
+
+def _deviation_and_mean(weight: Tensor) -> tuple[Tensor, Tensor]:
+    variance, mean = torch.var_mean(weight, dim=(1, 2, 3), keepdim=True)
+    return torch.sqrt(variance + EPSILON), mean
