@@ -137,6 +137,32 @@ class ConvLayer(nn.Module):
                 f"dilation={self.dilation}"
             )
 
+    def centre(self, input: Tensor) -> Tensor:
+        """Shifts the input so that every ``stride``-th pixel is the centre of a window.
+
+        With the usual padding of d (K - 1) / 2 the first window's centre is the first pixel. With
+        another padding it lies elsewhere: the input is cropped or, where a centre lies outside of
+        it, padded with zeros. Pooling it by the stride, in ceil mode, gives the output's size.
+
+        Returns:
+            (N, C, H', W'), where ceil(H' / stride) is the output's height, and so for the width.
+        """
+        size = self.output_size(input.shape[2], input.shape[3])
+        top, bottom = self._centre_padding(0, input.shape[2], size[0])
+        left, right = self._centre_padding(1, input.shape[3], size[1])
+        if any((top, bottom, left, right)):
+            return F.pad(input, (left, right, top, bottom))
+        return input
+
+    def _centre_padding(self, side: int, length: int, output_length: int) -> Pair:
+        """Pixels to add (or, if negative, to crop) before and after."""
+        before = self.padding_before[side] - self.dilation[side] * (self.kernel_size[side] - 1) // 2
+        shifted = length + before
+        last_start = (output_length - 1) * self.stride[side]
+        if shifted <= last_start:
+            return before, last_start + 1 - shifted
+        return before, min(last_start + self.stride[side] - shifted, 0)
+
     def convolve(self, input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
         """The convolution of this layer's geometry, padding mode included."""
         padded, padding = self.pad(input)
@@ -146,6 +172,36 @@ class ConvLayer(nn.Module):
     def plain_weight_shape(self) -> tuple[int, ...]:
         """Shape of the weight of the ``nn.Conv2d`` that this layer stands in for."""
         return (self.out_channels, self.in_channels // self.groups, *self.kernel_size)
+
+    def plain_convolution(self, weight: Tensor, bias: Tensor | None = None) -> nn.Conv2d:
+        """The ``nn.Conv2d`` of this layer's geometry with these weights."""
+        convolution = nn.utils.skip_init(
+            nn.Conv2d,
+            self.in_channels,
+            self.out_channels,
+            self.kernel_size,
+            self.stride,
+            self.padding,
+            self.dilation,
+            self.groups,
+            bias=bias is not None,
+            padding_mode=self.padding_mode,
+            device=weight.device,
+            dtype=weight.dtype,
+        )
+        convolution.weight = nn.Parameter(weight.detach().clone())
+        if bias is not None:
+            convolution.bias = nn.Parameter(bias.detach().clone())
+        return convolution.train(self.training)
+
+    def switch_to_deploy(self) -> nn.Module:
+        """Merges what is constant after training. The layer is for inference alone from then on.
+
+        Returns:
+            The module to use in this layer's place, whose output in eval mode is the same: another
+            module, or the layer itself, changed as far as there was something to merge.
+        """
+        return self
 
     def adapt_plain_state(self, state: dict[str, Tensor]) -> dict[str, Tensor] | None:
         """Expresses the weights of the ``nn.Conv2d`` that this layer stands in for as its own.

@@ -81,8 +81,7 @@ class ConvAWS2d(ConvLayer):
     def forward(self, input: Tensor) -> Tensor:
         """Maps (N, in_channels, H, W) to (N, out_channels, Ho, Wo)."""
         self.check_input(input)
-        weight = standardise(self.weight, self.weight_gamma, self.weight_beta)
-        return self.convolve(input, weight, self.bias)
+        return self.convolve(input, self._kernel(), self.bias)
 
     def adapt_plain_state(self, state: dict[str, Tensor]) -> dict[str, Tensor] | None:
         """The layer computes what the convolution computed."""
@@ -92,6 +91,14 @@ class ConvAWS2d(ConvLayer):
         if "bias" in state:
             adapted["bias"] = state["bias"]
         return adapted
+
+    @torch.no_grad()
+    def switch_to_deploy(self) -> nn.Module:
+        """The plain convolution that has the standardised kernel."""
+        return self.plain_convolution(self._kernel(), self.bias)
+
+    def _kernel(self) -> Tensor:
+        return standardise(self.weight, self.weight_gamma, self.weight_beta)
 
 
 def standardise(weight: Tensor, gamma: Tensor, beta: Tensor) -> Tensor:
