@@ -137,15 +137,23 @@ class ConvLayer(nn.Module):
                 f"dilation={self.dilation}"
             )
 
+    def window_centres(self, input: Tensor) -> Tensor:
+        """The input at the centre of each window, (N, C, Ho, Wo), averaged over the stride."""
+        centred = self.centre(input)
+        if self.stride == (1, 1):
+            return centred
+        # ceil_mode: an odd side ends with a window that is partly outside, like a convolution's.
+        return F.avg_pool2d(centred, self.stride, self.stride, ceil_mode=True)
+
     def centre(self, input: Tensor) -> Tensor:
-        """Shifts the input so that every ``stride``-th pixel is the centre of a window.
+        """Shifts the input so that pixel (i, j) times the stride is the centre of window (i, j).
 
         With the usual padding of d (K - 1) / 2 the first window's centre is the first pixel. With
-        another padding it lies elsewhere: the input is cropped or, where a centre lies outside of
-        it, padded with zeros. Pooling it by the stride, in ceil mode, gives the output's size.
+        another padding it lies elsewhere: the input is shifted, and reads as zero where a centre
+        lies outside of it.
 
         Returns:
-            (N, C, H', W'), where ceil(H' / stride) is the output's height, and so for the width.
+            (N, C, H', W') with ceil(H' / stride) equal to the output's height; so for the width.
         """
         size = self.output_size(input.shape[2], input.shape[3])
         top, bottom = self._centre_padding(0, input.shape[2], size[0])
@@ -155,8 +163,9 @@ class ConvLayer(nn.Module):
         return input
 
     def _centre_padding(self, side: int, length: int, output_length: int) -> Pair:
-        """Pixels to add (or, if negative, to crop) before and after."""
-        before = self.padding_before[side] - self.dilation[side] * (self.kernel_size[side] - 1) // 2
+        """How much to pad (if negative: to crop) before and after."""
+        radius = self.dilation[side] * (self.kernel_size[side] - 1) // 2
+        before = self.padding_before[side] - radius
         shifted = length + before
         last_start = (output_length - 1) * self.stride[side]
         if shifted <= last_start:

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
 from mmcv.cnn import ConvModule
 from mmengine.model import kaiming_init
 from torch import Tensor, nn
 
 from rednet.layers.base import ConvLayer, positive_int
 from rednet.ops import involution2d
-from rednet.ops.geometry import IntOrPair, Pair
+from rednet.ops.geometry import IntOrPair
 from rednet.registry import CONV_LAYERS
 
 
@@ -122,33 +121,6 @@ class Involution2d(ConvLayer):
 
     def _generate_weight(self, input: Tensor) -> Tensor:
         """Generates the kernels, (N, G, Kh, Kw, Ho, Wo), from (N, out_channels, H, W)."""
-        kernels = self.conv2(self.conv1(self._window_centres(input)))
+        kernels = self.conv2(self.conv1(self.window_centres(input)))
         groups = self.out_channels // self.group_channels
         return kernels.unflatten(1, (groups, *self.kernel_size))
-
-    def _window_centres(self, input: Tensor) -> Tensor:
-        """The input at the centre of each window, (N, C, Ho, Wo), averaged over the stride.
-
-        With the usual padding of d (K - 1) / 2 the first window's centre is the first pixel. With
-        another padding it lies elsewhere: the input is shifted, and reads as zero where a centre
-        lies outside of it.
-        """
-        size = self.output_size(input.shape[2], input.shape[3])
-        top, bottom = self._centre_padding(0, input.shape[2], size[0])
-        left, right = self._centre_padding(1, input.shape[3], size[1])
-        if any((top, bottom, left, right)):
-            input = F.pad(input, (left, right, top, bottom))
-        if self.stride == (1, 1):
-            return input
-        # ceil_mode: an odd side ends with a window that is partly outside, like a convolution's.
-        return F.avg_pool2d(input, self.stride, self.stride, ceil_mode=True)
-
-    def _centre_padding(self, side: int, length: int, output_length: int) -> Pair:
-        """How much to pad (if negative: to crop) before and after, to average around centres."""
-        radius = self.dilation[side] * (self.kernel_size[side] - 1) // 2
-        before = self.padding_before[side] - radius
-        shifted = length + before
-        last_start = (output_length - 1) * self.stride[side]
-        if shifted <= last_start:
-            return before, last_start + 1 - shifted
-        return before, min(last_start + self.stride[side] - shifted, 0)
