@@ -4,6 +4,7 @@ Importing this package registers everything it offers.
 """
 
 from rednet import layers, models, ops
+from rednet.models import swap_conv
 from rednet.version import __version__
 
-__all__ = ["__version__", "layers", "models", "ops"]
+__all__ = ["__version__", "layers", "models", "ops", "swap_conv"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch.nn.functional as F
@@ -227,25 +228,35 @@ class ConvLayer(nn.Module):
     def _load_from_state_dict(
         self, state_dict: dict[str, Tensor], prefix: str, *args: Any, **kwargs: Any
     ) -> None:
-        self._expand_plain_state(state_dict, prefix)
+        adapted = self.expand_plain_state(state_dict, prefix)
+        if adapted is not None:
+            del state_dict[prefix + "weight"]
+            state_dict.pop(prefix + "bias", None)
+            for key, value in {**self.state_dict(), **adapted}.items():
+                state_dict[prefix + key] = value
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
 
-    def _expand_plain_state(self, state_dict: dict[str, Tensor], prefix: str) -> None:
-        """Replaces a plain convolution's entries in ``state_dict`` by this layer's own."""
+    def expand_plain_state(
+        self, state_dict: Mapping[str, Tensor], prefix: str
+    ) -> dict[str, Tensor] | None:
+        """What this layer would take from a plain convolution's checkpoint.
+
+        Args:
+            state_dict: A checkpoint.
+            prefix: Where this layer's entries are in it: its name and a dot.
+
+        Returns:
+            What :meth:`adapt_plain_state` makes of the entries; None where they are not a plain
+            convolution's or this layer does not contain the convolution.
+        """
         plain = {
             key[len(prefix) :]: value for key, value in state_dict.items() if key.startswith(prefix)
         }
         if "weight" not in plain or not plain.keys() <= {"weight", "bias"}:
-            return
+            return None
         if tuple(plain["weight"].shape) != self.plain_weight_shape:
-            return
-        adapted = self.adapt_plain_state(plain)
-        if adapted is None:
-            return
-        for key in plain:
-            del state_dict[prefix + key]
-        for key, value in {**self.state_dict(), **adapted}.items():
-            state_dict[prefix + key] = value
+            return None
+        return self.adapt_plain_state(plain)
 
     def extra_repr(self) -> str:
         """``nn.Conv2d``'s description, without what has its default value."""

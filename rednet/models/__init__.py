@@ -1,5 +1,6 @@
 """Backbones and model surgery."""
 
 from rednet.models.rednet import RedNet
+from rednet.models.swap_conv import swap_conv
 
-__all__ = ["RedNet"]
+__all__ = ["RedNet", "swap_conv"]

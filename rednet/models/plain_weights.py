@@ -1,0 +1,93 @@
+"""Says what a swapped model takes from a checkpoint of the model that it was before."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+from mmengine.logging import print_log
+from torch import Tensor, nn
+
+from rednet.layers.base import ConvLayer
+
+_NAMES_SHOWN = 5
+
+
+class LoadedWeights(NamedTuple):
+    """What loading a checkpoint does to a module, by names relative to the module.
+
+    Attributes:
+        taken: Entries that load as they are.
+        expanded: Layers that make their own weights of a plain convolution's.
+        initial: Entries that stay at their initialisation.
+        unused: Entries of the checkpoint that the module has no place for.
+    """
+
+    taken: list[str]
+    expanded: list[str]
+    initial: list[str]
+    unused: list[str]
+
+
+def report_plain_weights(module: nn.Module) -> None:
+    """Makes a module with convolution layers of this package report what each checkpoint gives it.
+
+    From then on, loading a checkpoint that fills only part of the module logs one line that counts
+    the entries taken as they are, the convolutions expanded into a layer and the entries left at
+    their initialisation. It works for ``load_state_dict`` of PyTorch and of mmengine (``load_from``
+    and ``init_cfg=dict(type='Pretrained', ...)``), and wherever the module is part of another.
+
+    Args:
+        module: The module that reports.
+    """
+    module._register_load_state_dict_pre_hook(_report, with_module=True)
+
+
+def compare_with_checkpoint(
+    module: nn.Module, state_dict: Mapping[str, Tensor], prefix: str = ""
+) -> LoadedWeights:
+    """Tells what loading a checkpoint will do to a module, without loading it.
+
+    Args:
+        module: The module.
+        state_dict: The checkpoint.
+        prefix: Where the module's entries are in it: its name and a dot.
+    """
+    given = {key[len(prefix) :] for key in state_dict if key.startswith(prefix)}
+    own = module.state_dict()
+    expanded, filled, used = [], set(), set()
+    for name, layer in module.named_modules():
+        if isinstance(layer, ConvLayer):
+            path = f"{name}." if name else ""
+            adapted = layer.expand_plain_state(state_dict, prefix + path)
+            if adapted is not None:
+                expanded.append(name)
+                filled |= {path + key for key in adapted}
+                used |= {path + "weight", path + "bias"}
+    taken = [key for key in own if key in given - used]
+    return LoadedWeights(
+        taken=taken,
+        expanded=expanded,
+        initial=[key for key in own if key not in filled.union(taken)],
+        unused=sorted(given - used - set(own)),
+    )
+
+
+def _report(module: nn.Module, state_dict: Mapping[str, Tensor], prefix: str, *_: Any) -> None:
+    result = compare_with_checkpoint(module, state_dict, prefix)
+    if not result.expanded and not result.initial and not result.unused:
+        return
+    print_log(
+        f"{type(module).__name__}: {len(result.taken)} entries of the checkpoint taken as they "
+        f"are, {len(result.expanded)} convolutions expanded, {len(result.initial)} entries left at "
+        f"their initialisation{_shown(result.initial)}, {len(result.unused)} entries of the "
+        f"checkpoint unused{_shown(result.unused)}",
+        logger="current",
+    )
+
+
+def _shown(names: list[str]) -> str:
+    if not names:
+        return ""
+    more = ", ..." if len(names) > _NAMES_SHOWN else ""
+    return f" ({', '.join(names[:_NAMES_SHOWN])}{more})"

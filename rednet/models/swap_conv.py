@@ -1,0 +1,217 @@
+"""Model surgery: other convolution layers in any backbone, neck or head."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from typing import Any
+
+from mmcv.cnn import build_conv_layer
+from torch import nn
+
+from rednet.layers.base import ConvLayer
+from rednet.models.plain_weights import report_plain_weights
+from rednet.ops.geometry import Pair, pair
+from rednet.registry import MODELS
+
+Patterns = str | Sequence[str]
+
+_NAMES_SHOWN = 20
+
+
+def swap_conv(
+    module: nn.Module,
+    conv_cfg: dict[str, Any],
+    include: Patterns = "",
+    exclude: Patterns | None = None,
+    copy_weights: bool = False,
+) -> nn.Module:
+    r"""Replaces convolutions of a module, in place, by layers of the same geometry.
+
+    A layer takes over the convolution's channels, kernel size, stride, padding, dilation, groups,
+    bias and padding mode, each of which ``conv_cfg`` may override. Where the kernel size or the
+    dilation is overridden and the padding is not, the padding follows, so that the output keeps its
+    size. Convolutions inside this package's own layers stay as they are.
+
+    Args:
+        module: The module to change, of any library.
+        conv_cfg: Config of the new layers: ``type`` and whatever shall differ from the convolution.
+        include: Regular expression, or several, searched in the dotted names of the ``nn.Conv2d``
+            modules below ``module``, such as ``r'^fpn_convs\.\d+\.conv$'``. By default all match.
+        exclude: Regular expression, or several, of names to leave alone.
+        copy_weights: Whether each layer takes over its convolution's weights, as it would load them
+            from a checkpoint. Right for a pretrained module; a module to be trained from scratch
+            is better off with the layers' own initialisation. Layers that hold no such weights keep
+            theirs.
+
+    Returns:
+        ``module`` itself, or the new layer where ``module`` is a matching convolution.
+
+    Raises:
+        TypeError: If an argument has the wrong type.
+        ValueError: If no convolution matches, or if a layer cannot have a convolution's geometry.
+
+    Example:
+        >>> block = nn.Sequential(nn.Conv2d(16, 16, 3, padding=1), nn.ReLU())
+        >>> swap_conv(block, dict(type='Involution2d', kernel_size=7))[0].padding
+        (3, 3)
+    """
+    if not isinstance(conv_cfg, dict) or "type" not in conv_cfg:
+        raise TypeError(f"conv_cfg must be a dict with the key 'type', got {conv_cfg!r}")
+    convolutions = _convolutions(module)
+    matching = {
+        name: convolution
+        for name, convolution in convolutions.items()
+        if _matches(name, _compiled("include", include))
+        and not _matches(name, _compiled("exclude", exclude or ()))
+    }
+    if not matching:
+        raise ValueError(_no_match(module, include, exclude, list(convolutions)))
+    layers = {
+        id(convolution): _layer_like(name, convolution, conv_cfg, copy_weights)
+        for name, convolution in matching.items()
+    }
+    _replace(module, layers)
+    swapped = layers.get(id(module), module)
+    report_plain_weights(swapped)
+    return swapped
+
+
+@MODELS.register_module(name="SwapConv")
+def build_swapped(
+    module: dict[str, Any],
+    conv_cfg: dict[str, Any],
+    include: Patterns = "",
+    exclude: Patterns | None = None,
+    **injected: Any,
+) -> nn.Module:
+    r"""Builds a module from its config with other convolution layers in it; see :func:`swap_conv`.
+
+    Args:
+        module: Config of the inner module. To wrap what a base config has, write
+            ``dict(_delete_=True, type='SwapConv', module={{_base_.model.neck}}, ...)``.
+        conv_cfg: Config of the new layers.
+        include: Regular expression(s) of the convolutions' names to replace.
+        exclude: Regular expression(s) of the names to leave alone.
+        **injected: What a detector adds to its parts' configs (``train_cfg``, ``num_classes`` ...);
+            passed on to the inner config.
+
+    Returns:
+        The inner module itself, not a wrapper: its state_dict keys are the usual ones.
+
+    Raises:
+        TypeError: If an argument has the wrong type.
+        ValueError: If no convolution matches, or if a layer cannot have a convolution's geometry.
+
+    Example:
+        >>> neck = dict(
+        ...     type='SwapConv',
+        ...     module=dict(type='FPN', in_channels=[256, 512], out_channels=256, num_outs=2),
+        ...     conv_cfg=dict(type='Involution2d', kernel_size=7, bias=False),
+        ...     include=r'^fpn_convs\.\d+\.conv$')
+    """
+    if not isinstance(module, dict) or "type" not in module:
+        raise TypeError(f"module must be a config dict with the key 'type', got {module!r}")
+    return swap_conv(MODELS.build({**module, **injected}), conv_cfg, include, exclude)
+
+
+def _convolutions(module: nn.Module) -> dict[str, nn.Conv2d]:
+    own = {
+        id(inner)
+        for layer in module.modules()
+        if isinstance(layer, ConvLayer)
+        for inner in layer.modules()
+    }
+    return {
+        name: each
+        for name, each in module.named_modules()
+        if isinstance(each, nn.Conv2d) and id(each) not in own
+    }
+
+
+def _compiled(argument: str, patterns: Patterns) -> list[re.Pattern[str]]:
+    try:
+        return [
+            re.compile(each) for each in ([patterns] if isinstance(patterns, str) else patterns)
+        ]
+    except (TypeError, re.error) as error:
+        raise ValueError(
+            f"{argument} must be a regular expression or several, got {patterns!r}: {error}"
+        ) from error
+
+
+def _matches(name: str, patterns: list[re.Pattern[str]]) -> bool:
+    return any(pattern.search(name) for pattern in patterns)
+
+
+def _no_match(
+    module: nn.Module, include: Patterns, exclude: Patterns | None, names: list[str]
+) -> str:
+    shown = ", ".join(names[:_NAMES_SHOWN]) or "nothing: it has no nn.Conv2d"
+    more = f" and {len(names) - _NAMES_SHOWN} more" if len(names) > _NAMES_SHOWN else ""
+    return (
+        f"include={include!r} with exclude={exclude!r} matches no convolution of "
+        f"{type(module).__name__}; it could have matched: {shown}{more}"
+    )
+
+
+def _layer_like(
+    name: str, convolution: nn.Conv2d, conv_cfg: dict[str, Any], copy_weights: bool
+) -> nn.Module:
+    geometry = dict(
+        in_channels=convolution.in_channels,
+        out_channels=convolution.out_channels,
+        kernel_size=convolution.kernel_size,
+        stride=convolution.stride,
+        padding=convolution.padding,
+        dilation=convolution.dilation,
+        groups=convolution.groups,
+        bias=convolution.bias is not None,
+        padding_mode=convolution.padding_mode,
+    )
+    arguments = {**geometry, **conv_cfg}
+    try:
+        if "padding" not in conv_cfg and not isinstance(convolution.padding, str):
+            arguments["padding"] = _following_padding(convolution, arguments)
+        layer = build_conv_layer(arguments)
+    except ValueError as error:
+        raise ValueError(f"{name or 'the module'}: {error}") from error
+    if copy_weights:
+        _copy_weights(convolution, layer)
+    weight = convolution.weight
+    layer.to(weight.device, weight.dtype).train(convolution.training)
+    return layer.requires_grad_(weight.requires_grad)
+
+
+def _copy_weights(convolution: nn.Conv2d, layer: nn.Module) -> None:
+    state = convolution.state_dict()
+    if isinstance(layer, ConvLayer) and layer.expand_plain_state(state, prefix="") is not None:
+        layer.load_state_dict(state)
+
+
+def _following_padding(convolution: nn.Conv2d, arguments: dict[str, Any]) -> Pair:
+    """The padding that keeps the output's size under the new kernel size and dilation."""
+    kernel_size = pair("kernel_size", arguments["kernel_size"], minimum=1)
+    dilation = pair("dilation", arguments["dilation"], minimum=1)
+    paddings = []
+    for side in (0, 1):
+        growth = dilation[side] * (kernel_size[side] - 1) - convolution.dilation[side] * (
+            convolution.kernel_size[side] - 1
+        )
+        padding = int(convolution.padding[side]) + growth // 2
+        if growth % 2 or padding < 0:
+            raise ValueError(
+                f"no padding keeps the output's size with kernel_size={kernel_size} and "
+                f"dilation={dilation} in place of {convolution.kernel_size} and "
+                f"{convolution.dilation}; conv_cfg must give the padding"
+            )
+        paddings.append(padding)
+    return paddings[0], paddings[1]
+
+
+def _replace(module: nn.Module, layers: dict[int, nn.Module]) -> None:
+    """Puts the layers where their convolutions are; one that is shared stays shared."""
+    for parent in list(module.modules()):
+        for name, child in list(parent._modules.items()):  # named_children() skips duplicates
+            if id(child) in layers:
+                setattr(parent, name, layers[id(child)])

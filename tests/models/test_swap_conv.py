@@ -1,0 +1,177 @@
+from __future__ import annotations
+
+import copy
+import pickle
+
+import pytest
+import torch
+from mmcv.cnn import ConvModule
+from mmengine.registry import MODELS, DefaultScope
+from torch import nn
+
+import rednet
+from rednet.layers import ConvAWS2d, Involution2d
+
+INVOLUTION = dict(type="Involution2d", kernel_size=7, bias=False)
+
+
+class Pyramid(nn.Module):
+    """Looks like a neck of ConvModules that a detector injects keywords into."""
+
+    def __init__(
+        self, channels: int = 16, num_classes: int = 1, train_cfg: dict | None = None
+    ) -> None:
+        super().__init__()
+        self.laterals = nn.ModuleList(ConvModule(channels, channels, 1) for _ in range(2))
+        self.outputs = nn.ModuleList(ConvModule(channels, channels, 3, padding=1) for _ in range(2))
+        self.down = ConvModule(channels, channels, 3, stride=2, padding=1)
+        self.injected = (num_classes, train_cfg)
+
+    def forward(self, image: torch.Tensor) -> torch.Tensor:
+        for lateral, output in zip(self.laterals, self.outputs, strict=True):
+            image = output(lateral(image))
+        return self.down(image)
+
+
+@pytest.fixture(autouse=True)
+def _register_pyramid(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(MODELS._module_dict, "Pyramid", Pyramid)
+
+
+def _build(**changes: object) -> nn.Module:
+    config = dict(
+        type="SwapConv",
+        module=dict(type="Pyramid"),
+        conv_cfg=INVOLUTION,
+        include=r"^outputs\.\d+\.conv$",
+    )
+    return MODELS.build({**config, **changes})
+
+
+def _swapped(module: nn.Module) -> list[str]:
+    return [name for name, each in module.named_modules() if isinstance(each, Involution2d)]
+
+
+def test_matching_convolutions_are_replaced_and_the_module_is_returned() -> None:
+    neck = _build()
+    assert type(neck) is Pyramid
+    assert _swapped(neck) == ["outputs.0.conv", "outputs.1.conv"]
+    assert neck.outputs[0].conv.kernel_size == (7, 7)
+    assert neck.outputs[0].conv.padding == (3, 3)
+    assert neck(torch.randn(2, 16, 9, 9)).shape == Pyramid()(torch.randn(2, 16, 9, 9)).shape
+
+
+def test_exclude_and_several_patterns() -> None:
+    neck = _build(include=["outputs", "down"], exclude=r"outputs\.0")
+    assert _swapped(neck) == ["outputs.1.conv", "down.conv"]
+    assert neck.down.conv.stride == (2, 2)
+
+
+def test_injected_keywords_reach_the_inner_config() -> None:
+    inner = dict(type="Pyramid", num_classes=3)
+    neck = _build(module=inner, num_classes=5, train_cfg=dict(a=1))
+    assert neck.injected == (5, dict(a=1))
+    assert inner == dict(type="Pyramid", num_classes=3)
+
+
+def test_geometry_is_kept_unless_overridden() -> None:
+    convolution = nn.Conv2d(4, 8, (3, 5), 2, (1, 2), 1, 2, False, "reflect")
+    layer = rednet.swap_conv(convolution, dict(type="ConvAWS2d"))
+    assert isinstance(layer, ConvAWS2d)
+    for name in ["kernel_size", "stride", "padding", "dilation", "groups", "padding_mode"]:
+        assert getattr(layer, name) == getattr(convolution, name), name
+    assert layer.bias is None
+    assert rednet.swap_conv(convolution, dict(type="ConvAWS2d", bias=True)).bias is not None
+
+
+@pytest.mark.parametrize(("kernel_size", "dilation"), [(7, 1), (1, 1), (3, 4), ((5, 3), 2)])
+def test_the_padding_follows_kernel_size_and_dilation(kernel_size: object, dilation: int) -> None:
+    convolution = nn.Conv2d(16, 16, 3, stride=2, padding=1)
+    cfg = dict(type="Involution2d", kernel_size=kernel_size, dilation=dilation)
+    layer = rednet.swap_conv(convolution, cfg)
+    image = torch.randn(1, 16, 10, 13)
+    assert layer(image).shape == convolution(image).shape
+
+
+def test_an_impossible_padding_asks_for_one() -> None:
+    with pytest.raises(ValueError, match=r"outputs\.0\.conv: no padding keeps .* give the padding"):
+        _build(conv_cfg=dict(type="Involution2d", kernel_size=4))
+    assert _build(conv_cfg=dict(type="Involution2d", kernel_size=4, padding=2))
+
+
+def test_a_layers_own_error_names_the_convolution() -> None:
+    with pytest.raises(ValueError, match=r"outputs\.0\.conv: out_channels must be a multiple"):
+        _build(conv_cfg=dict(type="Involution2d", group_channels=5))
+
+
+def test_a_pattern_that_matches_nothing_lists_what_it_could_have() -> None:
+    with pytest.raises(
+        ValueError, match=r"include='fpn'.* of Pyramid; .*laterals\.0\.conv, .*down"
+    ):
+        _build(include="fpn")
+    with pytest.raises(ValueError, match="it has no nn.Conv2d"):
+        rednet.swap_conv(nn.ReLU(), INVOLUTION)
+
+
+@pytest.mark.parametrize(
+    ("changes", "error", "message"),
+    [
+        (dict(conv_cfg="Involution2d"), TypeError, "conv_cfg must be a dict with the key 'type'"),
+        (dict(conv_cfg=dict(kernel_size=3)), TypeError, "conv_cfg must be a dict with the key"),
+        (dict(module="FPN"), TypeError, "module must be a config dict with the key 'type'"),
+        (dict(include="("), ValueError, "include must be a regular expression or several, got"),
+        (dict(exclude=3), ValueError, "exclude must be a regular expression or several, got 3"),
+    ],
+)
+def test_bad_arguments_are_named(changes: dict, error: type[Exception], message: str) -> None:
+    with pytest.raises(error, match=message):
+        _build(**changes)
+
+
+def test_convolutions_inside_own_layers_are_left_alone() -> None:
+    neck = rednet.swap_conv(_build(), dict(type="ConvAWS2d"))
+    assert isinstance(neck.outputs[0].conv, Involution2d)
+    assert isinstance(neck.outputs[0].conv.conv1.conv, nn.Conv2d)
+    assert isinstance(neck.down.conv, ConvAWS2d)
+
+
+def test_a_shared_convolution_stays_shared() -> None:
+    module = nn.ModuleList([nn.Conv2d(16, 16, 3, padding=1)])
+    module.append(module[0])
+    rednet.swap_conv(module, INVOLUTION)
+    assert isinstance(module[0], Involution2d) and module[0] is module[1]
+
+
+def test_dtype_mode_and_frozen_parameters_carry_over() -> None:
+    convolution = nn.Conv2d(16, 16, 3, padding=1).double().eval().requires_grad_(False)
+    layer = rednet.swap_conv(convolution, INVOLUTION)
+    assert {parameter.dtype for parameter in layer.parameters()} == {torch.float64}
+    assert not layer.training
+    assert not any(parameter.requires_grad for parameter in layer.parameters())
+
+
+def test_copied_weights_compute_what_the_convolution_computed() -> None:
+    convolution, image = nn.Conv2d(4, 8, 3), torch.randn(1, 4, 6, 6)
+    layer = rednet.swap_conv(convolution, dict(type="ConvAWS2d"), copy_weights=True)
+    torch.testing.assert_close(layer(image), convolution(image))
+    fresh = rednet.swap_conv(convolution, dict(type="ConvAWS2d"))
+    assert not torch.allclose(fresh(image), convolution(image))
+
+
+def test_a_swapped_module_is_copied_and_pickled() -> None:
+    neck, image = _build().eval(), torch.randn(1, 16, 5, 5)
+    for twin in (copy.deepcopy(neck), pickle.loads(pickle.dumps(neck))):
+        twin.load_state_dict(neck.state_dict())
+        assert torch.equal(twin(image), neck(image))
+
+
+def test_parts_of_stock_detectors_are_built_in_their_scope() -> None:
+    pytest.importorskip("mmdet", reason="stock necks and heads need mmdet")
+    import mmdet.models  # noqa: F401
+
+    fpn = dict(type="FPN", in_channels=[16, 32], out_channels=16, num_outs=3)
+    with DefaultScope.overwrite_default_scope("mmdet"):
+        neck = _build(module=fpn, include=r"^fpn_convs\.\d+\.conv$")
+    maps = neck((torch.randn(1, 16, 9, 9), torch.randn(1, 32, 5, 5)))
+    assert [map.shape[2:] for map in maps] == [(9, 9), (5, 5), (3, 3)]
+    assert _swapped(neck) == ["fpn_convs.0.conv", "fpn_convs.1.conv"]
