@@ -1,0 +1,301 @@
+"""Time every registered convolution layer against the ``nn.Conv2d`` that it replaces.
+
+The contenders of a case take turns, so that a machine that slows down slows all of them, and the
+median of the turns is reported. The floor is what the layer would take if its multiply-adds ran
+at the rate of nn.Conv2d's.
+
+    python tools/benchmark_layers.py
+    python tools/benchmark_layers.py --layers SAConv2d --peer SAConv2d=mmcv.ops:SAConv2d
+    python tools/benchmark_layers.py --layers SPConv2d --peer SPConv2d=path/to/published.py:build
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import importlib.util
+import json
+import platform
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
+
+import rednet
+from rednet.layers.base import ConvLayer
+from rednet.registry import CONV_LAYERS
+
+CONVOLUTION = "nn.Conv2d"
+SHORTEST_TURN = 0.02
+
+
+class Case(NamedTuple):
+    """The convolution to stand in for, its input and what is timed."""
+
+    in_channels: int
+    out_channels: int
+    side: int
+    kernel_size: int
+    stride: int
+    batch: int
+    mode: str
+
+    def build(self, factory: Callable[..., nn.Module], keywords: dict[str, Any]) -> nn.Module:
+        """A contender of this geometry."""
+        module = factory(
+            self.in_channels,
+            self.out_channels,
+            self.kernel_size,
+            stride=self.stride,
+            padding=self.kernel_size // 2,
+            **keywords,
+        )
+        return module.train(self.mode == "train")
+
+    def __str__(self) -> str:
+        return (
+            f"{self.in_channels}-{self.out_channels} @{self.side} k{self.kernel_size} "
+            f"s{self.stride} b{self.batch} {self.mode}"
+        )
+
+
+def parse_args() -> argparse.Namespace:
+    """Read the command line."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--layers", nargs="+", help="registered types; default: all of them")
+    parser.add_argument(
+        "--keywords",
+        type=json.loads,
+        default={},
+        metavar="JSON",
+        help='own keywords by layer, such as \'{"SAConv2d": {"use_deform": true}}\'',
+    )
+    parser.add_argument(
+        "--peer",
+        action="append",
+        type=parse_peer,
+        default=[],
+        metavar="LAYER=SOURCE:NAME",
+        help="another implementation of a layer: SOURCE is a .py file or a module, and NAME in it "
+        "takes nn.Conv2d's arguments; may be repeated",
+    )
+    parser.add_argument(
+        "--shapes",
+        nargs="+",
+        type=parse_shape,
+        default=["64,64,56,3,1", "256,256,14,3,1", "512,512,7,3,1", "128,128,56,3,2"],
+        metavar="IN,OUT,SIDE,K,STRIDE",
+    )
+    parser.add_argument("--batches", nargs="+", type=int, default=[1, 8, 32])
+    parser.add_argument("--modes", nargs="+", choices=["forward", "train"])
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--dtype", choices=["float32", "float16", "bfloat16"], default="float32")
+    parser.add_argument("--channels-last", action="store_true")
+    parser.add_argument("--threads", type=int, help="CPU threads; default: PyTorch's choice")
+    parser.add_argument("--turns", type=int, default=7, help="timed turns of each contender")
+    parser.add_argument("--out", type=Path, help="write the results here as JSON")
+    args = parser.parse_args()
+    args.shapes = [parse_shape(s) if isinstance(s, str) else s for s in args.shapes]
+    args.modes = args.modes or ["forward", "train"]
+    return args
+
+
+def parse_shape(text: str) -> tuple[int, ...]:
+    """Read ``IN,OUT,SIDE,K,STRIDE``."""
+    numbers = tuple(int(number) for number in text.split(","))
+    if len(numbers) != 5:
+        raise argparse.ArgumentTypeError(f"expected IN,OUT,SIDE,K,STRIDE, got {text!r}")
+    return numbers
+
+
+def parse_peer(text: str) -> tuple[str, str, Callable[..., nn.Module]]:
+    """Read ``LAYER=SOURCE:NAME``; return the layer, what to call the peer, and its factory."""
+    layer, _, address = text.partition("=")
+    source, _, name = address.rpartition(":")
+    if not (layer and source and name):
+        raise argparse.ArgumentTypeError(f"expected LAYER=SOURCE:NAME, got {text!r}")
+    return layer, f"{Path(source).stem}:{name}", getattr(load_module(source), name)
+
+
+def load_module(source: str) -> Any:
+    """Import a .py file by its path, or a module by its name."""
+    if not source.endswith(".py"):
+        return importlib.import_module(source)
+    spec = importlib.util.spec_from_file_location(Path(source).stem, source)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def registered_layers() -> dict[str, type[ConvLayer]]:
+    """The convolution layers of this package, by their registered types."""
+    return {
+        name: layer
+        for name, layer in sorted(CONV_LAYERS.module_dict.items())
+        if isinstance(layer, type) and issubclass(layer, ConvLayer)
+    }
+
+
+def turn(module: nn.Module, image: Tensor, mode: str) -> Callable[[], None]:
+    """What is timed: a forward pass, or one with a backward pass to the input and the weights."""
+
+    def forward() -> None:
+        with torch.no_grad():
+            module(image)
+
+    def train() -> None:
+        module.zero_grad(set_to_none=True)
+        image.grad = None
+        module(image).sum().backward()
+
+    image.requires_grad_(mode == "train")
+    return train if mode == "train" else forward
+
+
+def interleaved_samples(
+    actions: Sequence[Callable[[], None]], turns: int, wait: Callable[[], None]
+) -> list[list[float]]:
+    """Seconds of each action, turn by turn; a turn repeats it for some ``SHORTEST_TURN``."""
+
+    def timed(action: Callable[[], None], repeats: int) -> float:
+        wait()
+        start = time.perf_counter()
+        for _ in range(repeats):
+            action()
+        wait()
+        return (time.perf_counter() - start) / repeats
+
+    repeats = []
+    for action in actions:
+        timed(action, 2)
+        repeats.append(max(1, round(SHORTEST_TURN / timed(action, 1))))
+    samples: list[list[float]] = [[] for _ in actions]
+    for _ in range(turns):
+        for action, count, seconds in zip(actions, repeats, samples, strict=True):
+            seconds.append(timed(action, count))
+    return samples
+
+
+def multiply_adds(action: Callable[[], None]) -> int:
+    """Floating-point operations of the convolutions and products that an action runs."""
+    with FlopCounterMode(display=False, custom_mapping=involution_operations()) as counter:
+        action()
+    return counter.get_total_flops()
+
+
+def involution_operations() -> dict[Any, Callable[..., int]]:
+    """How many operations the involution operator and its gradients take, for the counter."""
+
+    def by_kernels(input: Sequence[int], weight: Sequence[int], *_: Any, **__: Any) -> int:
+        batch, _, height, width, *output = weight
+        return 2 * batch * input[1] * height * width * output[0] * output[1]
+
+    def by_gradient(
+        grad: Sequence[int],
+        input: Sequence[int],
+        groups: int,
+        kernel: Sequence[int],
+        *_: Any,
+        **__: Any,
+    ) -> int:
+        return 2 * kernel[0] * kernel[1] * torch.Size(grad).numel()
+
+    operators = torch.ops.rednet
+    return {
+        operators.involution2d: by_kernels,
+        operators.involution2d_grad_input: by_kernels,
+        operators.involution2d_grad_weight: by_gradient,
+    }
+
+
+def measure(
+    case: Case, contenders: dict[str, tuple[Callable[..., nn.Module], dict[str, Any]]], args: Any
+) -> dict[str, Any]:
+    """Time the contenders of one case; the first is nn.Conv2d."""
+    torch.manual_seed(0)
+    dtype = getattr(torch, args.dtype)
+    layout = torch.channels_last if args.channels_last else torch.contiguous_format
+    shape = (case.batch, case.in_channels, case.side, case.side)
+    image = torch.randn(shape, device=args.device, dtype=dtype).to(memory_format=layout)
+    actions = {}
+    for name, (factory, keywords) in contenders.items():
+        module = case.build(factory, keywords).to(args.device, dtype).to(memory_format=layout)
+        actions[name] = turn(module, image, case.mode)
+    wait = torch.cuda.synchronize if args.device.startswith("cuda") else lambda: None
+    samples = interleaved_samples(list(actions.values()), args.turns, wait)
+    seconds = {name: statistics.median(turns) for name, turns in zip(actions, samples, strict=True)}
+    best = {name: min(turns) for name, turns in zip(actions, samples, strict=True)}
+    operations = {name: multiply_adds(action) for name, action in actions.items()}
+    rate = seconds[CONVOLUTION] / operations[CONVOLUTION]
+    return {
+        name: {
+            "milliseconds": seconds[name] * 1e3,
+            "best_milliseconds": best[name] * 1e3,
+            "ratio": seconds[name] / seconds[CONVOLUTION],
+            "floor": operations[name] / operations[CONVOLUTION],
+            "floor_milliseconds": operations[name] * rate * 1e3,
+        }
+        for name in actions
+    }
+
+
+def show(case: Case, results: dict[str, dict[str, float]]) -> None:
+    """Print a case as rows of a table."""
+    for name, result in results.items():
+        print(
+            f"| {case} | {name} | {result['milliseconds']:.2f} | {result['best_milliseconds']:.2f} "
+            f"| {result['ratio']:.2f} | {result['floor']:.2f} |",
+            flush=True,
+        )
+
+
+def main() -> None:
+    """Time all the cases that the command line asks for."""
+    args = parse_args()
+    if args.threads:
+        torch.set_num_threads(args.threads)
+    layers = registered_layers()
+    chosen = args.layers or list(layers)
+    for name in [*chosen, *args.keywords, *(peer[0] for peer in args.peer)]:
+        if name not in layers:
+            raise SystemExit(f"{name!r} is no registered layer; there are {', '.join(layers)}")
+    print(
+        "| case | contender | ms | best ms | ratio to nn.Conv2d | floor |\n|---|---|---|---|---|---|"
+    )
+    records = []
+    for shape in args.shapes:
+        for batch in args.batches:
+            for mode in args.modes:
+                case = Case(*shape, batch, mode)
+                contenders = {CONVOLUTION: (nn.Conv2d, {})}
+                for name in chosen:
+                    keywords = args.keywords.get(name, {})
+                    contenders[name] = (layers[name], keywords)
+                    for layer, label, factory in args.peer:
+                        if layer == name:
+                            contenders[f"{name} by {label}"] = (factory, keywords)
+                results = measure(case, contenders, args)
+                show(case, results)
+                records.append({"case": case._asdict(), "results": results})
+    if args.out:
+        device = torch.cuda.get_device_name() if args.device == "cuda" else platform.processor()
+        machine = {
+            "torch": torch.__version__,
+            "rednet": rednet.__version__,
+            "device": device or platform.machine(),
+            "threads": torch.get_num_threads(),
+            "dtype": args.dtype,
+            "channels_last": args.channels_last,
+        }
+        args.out.write_text(json.dumps({"machine": machine, "records": records}, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
