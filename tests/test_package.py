@@ -1,0 +1,160 @@
+"""The package as a whole: what importing it needs, what it offers, and what its wheel carries."""
+
+from __future__ import annotations
+
+import ast
+import importlib
+import shutil
+import subprocess
+import sys
+import zipfile
+from email.message import Message
+from email.parser import Parser
+from pathlib import Path
+
+import pytest
+from mmengine.registry import Registry
+
+from rednet.registry import DATASETS, HOOKS, MODELS
+
+ROOT = Path(__file__).resolve().parents[1]
+
+# What the package promises: an entry that goes or is renamed breaks somebody's code or config.
+PUBLIC_NAMES = {
+    "rednet": ("__version__", "layers", "models", "ops"),
+    "rednet.ops": ("backend", "explain_backends", "involution2d"),
+    "rednet.layers": ("Involution2d",),
+    "rednet.models": ("RedNet",),
+    "rednet.registry": ("CONV_LAYERS", "DATASETS", "HOOKS", "MODELS"),
+}
+REGISTERED_TYPES = [
+    (MODELS, ("Involution2d", "RedNet")),
+    (DATASETS, ()),
+    (HOOKS, ()),
+]
+
+# What a folder of rednet/ may import from its neighbours.
+KNOWS = {
+    "ops": {"ops"},
+    "layers": {"layers", "ops", "registry"},
+    "models": {"models", "layers", "ops", "registry"},
+    "datasets": {"datasets", "registry"},
+    "engine": {"engine", "models", "layers", "ops", "registry"},
+}
+
+OPTIONAL = ("cupy", "matplotlib", "mmdet", "mmpretrain", "mmseg", "sklearn")
+IMPORT_WITHOUT_OPTIONAL = f"""
+import importlib.abc, sys
+
+class Blocker(importlib.abc.MetaPathFinder):
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] in {OPTIONAL}:
+            raise ModuleNotFoundError(name + " is blocked", name=name)
+
+sys.meta_path.insert(0, Blocker())
+import rednet
+"""
+
+
+def test_imports_without_optional_packages() -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", IMPORT_WITHOUT_OPTIONAL], cwd=ROOT, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("module", PUBLIC_NAMES)
+def test_public_names(module: str) -> None:
+    imported = importlib.import_module(module)
+    assert sorted(imported.__all__) == sorted(PUBLIC_NAMES[module])
+    for name in imported.__all__:
+        assert getattr(imported, name) is not None
+
+
+@pytest.mark.parametrize(("registry", "names"), REGISTERED_TYPES, ids=lambda value: str(value)[:40])
+def test_registered_types(registry: Registry, names: tuple[str, ...]) -> None:
+    ours = [
+        name
+        for name, item in registry.module_dict.items()
+        if item.__module__.partition(".")[0] == "rednet"
+    ]
+    assert sorted(ours) == sorted(names)
+
+
+@pytest.mark.parametrize("folder", KNOWS)
+def test_imports_run_one_way(folder: str) -> None:
+    for file in (ROOT / "rednet" / folder).rglob("*.py"):
+        for node in ast.walk(ast.parse(file.read_text())):
+            names = []
+            if isinstance(node, ast.ImportFrom):
+                assert node.level == 0, f"{file}: imports are absolute"
+                names = [f"{node.module}.{alias.name}" for alias in node.names]
+            elif isinstance(node, ast.Import):
+                names = [alias.name for alias in node.names]
+            for name in names:
+                if name.startswith("rednet."):
+                    assert name.split(".")[1] in KNOWS[folder], f"{file} imports {name}"
+
+
+@pytest.mark.parametrize("name", ["configs", "tools", "model-index.yml"])
+def test_checkout_has_its_files_where_openmmlab_looks(name: str) -> None:
+    link = ROOT / "rednet" / ".mim" / name
+    assert link.is_symlink()
+    assert link.resolve() == ROOT / name
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory: pytest.TempPathFactory) -> zipfile.ZipFile:
+    pytest.importorskip("setuptools")
+    # Built from a copy: setuptools leaves folders behind, and reads those of an earlier build.
+    source = tmp_path_factory.mktemp("source")
+    for name in ("rednet", "configs", "tools"):
+        ignored = shutil.ignore_patterns("__pycache__")
+        shutil.copytree(ROOT / name, source / name, symlinks=True, ignore=ignored)
+    for name in ("setup.cfg", "pyproject.toml", "model-index.yml", "README.md", "LICENSE"):
+        shutil.copy(ROOT / name, source)
+    command = [sys.executable, "-m", "pip", "wheel", "--no-deps", "--no-build-isolation", "."]
+    subprocess.run(command, cwd=source, check=True, capture_output=True)
+    [path] = source.glob("rednet-*.whl")
+    return zipfile.ZipFile(path)
+
+
+@pytest.fixture(scope="module")
+def metadata(wheel: zipfile.ZipFile) -> Message:
+    [name] = [name for name in wheel.namelist() if name.endswith(".dist-info/METADATA")]
+    return Parser().parsestr(wheel.read(name).decode())
+
+
+def test_wheel_carries_configs_and_tools(wheel: zipfile.ZipFile) -> None:
+    files = ["model-index.yml"]
+    for folder in ("configs", "tools"):
+        files += [
+            str(path.relative_to(ROOT))
+            for path in (ROOT / folder).rglob("*")
+            if path.is_file() and "__pycache__" not in path.parts
+        ]
+    carried = [name for name in wheel.namelist() if name.startswith("rednet/.mim/")]
+    assert sorted(carried) == sorted(f"rednet/.mim/{file}" for file in files)
+
+
+def test_wheel_carries_the_package_and_nothing_else(wheel: zipfile.ZipFile) -> None:
+    carried = {name for name in wheel.namelist() if name.endswith(".py")}
+    package = {str(path.relative_to(ROOT)) for path in (ROOT / "rednet").rglob("*.py")}
+    assert {name for name in carried if "/.mim/" not in name} == {
+        name for name in package if "/.mim/" not in name
+    }
+
+
+def test_wheel_refuses_no_fork_of_the_stack(metadata: Message) -> None:
+    """OpenMMLab's packages are asked for by extras alone, so that forks can stand in."""
+    required = [text for text in metadata.get_all("Requires-Dist", []) if "extra ==" not in text]
+    assert [text.split(">")[0] for text in required] == ["torch"]
+
+
+def test_wheel_metadata(metadata: Message) -> None:
+    assert metadata["Name"] == "rednet"
+    assert metadata["Version"] == importlib.import_module("rednet").__version__
+    assert "Apache-2.0" in (metadata["License"] or metadata["License-Expression"])
+    assert metadata["Requires-Python"] in ("<3.13,>=3.10", ">=3.10,<3.13")
+    extras = {"classification", "cuda12", "cuda13", "detection", "development", "tests"}
+    assert set(metadata.get_all("Provides-Extra")) == extras
