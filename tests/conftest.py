@@ -117,7 +117,9 @@ class Golden:
         torch.autograd.backward(outputs, self.cotangents)
 
         parameters = dict(module.named_parameters())
-        pairs = [(f"y/{i}", *pair) for i, pair in enumerate(zip(outputs, self.outputs, strict=True))]
+        pairs = [
+            (f"y/{i}", *pair) for i, pair in enumerate(zip(outputs, self.outputs, strict=True))
+        ]
         pairs += [("grad_x", x.grad, self.grad_x)]
         pairs += [(f"grad/{key}", parameters[key].grad, grad) for key, grad in self.grads.items()]
         compared = []

@@ -21,14 +21,14 @@ ROOT = Path(__file__).resolve().parents[1]
 
 # What the package promises: an entry that goes or is renamed breaks somebody's code or config.
 PUBLIC_NAMES = {
-    "rednet": ("__version__", "layers", "models", "ops"),
+    "rednet": ("__version__", "layers", "models", "ops", "swap_conv"),
     "rednet.ops": ("backend", "explain_backends", "involution2d"),
-    "rednet.layers": ("Involution2d",),
-    "rednet.models": ("RedNet",),
+    "rednet.layers": ("ConvAWS2d", "Involution2d"),
+    "rednet.models": ("RedNet", "swap_conv"),
     "rednet.registry": ("CONV_LAYERS", "DATASETS", "HOOKS", "MODELS"),
 }
 REGISTERED_TYPES = [
-    (MODELS, ("Involution2d", "RedNet")),
+    (MODELS, ("ConvAWS2d", "Involution2d", "RedNet", "SwapConv")),
     (DATASETS, ()),
     (HOOKS, ()),
 ]
@@ -44,7 +44,11 @@ KNOWS = {
 
 OPTIONAL = ("cupy", "matplotlib", "mmdet", "mmpretrain", "mmseg", "sklearn")
 # None in sys.modules is how Python marks a module that cannot be imported.
-IMPORT_WITHOUT_OPTIONAL = f"import sys; sys.modules.update(dict.fromkeys({OPTIONAL})); import rednet"
+IMPORT_WITHOUT_OPTIONAL = f"""
+import sys
+sys.modules.update(dict.fromkeys({OPTIONAL}))
+import rednet
+"""
 
 
 def test_imports_without_optional_packages() -> None:
