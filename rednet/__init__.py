@@ -3,8 +3,8 @@
 Importing this package registers everything it offers.
 """
 
-from rednet import layers, models, ops
+from rednet import datasets, engine, layers, models, ops
 from rednet.models import swap_conv
 from rednet.version import __version__
 
-__all__ = ["__version__", "layers", "models", "ops", "swap_conv"]
+__all__ = ["__version__", "datasets", "engine", "layers", "models", "ops", "swap_conv"]

@@ -1,0 +1,6 @@
+"""The small data set behind the demos, and a reader that names an image it cannot read."""
+
+from rednet.datasets.digits import Digits
+from rednet.datasets.loading import LoadImage
+
+__all__ = ["Digits", "LoadImage"]

@@ -1,0 +1,47 @@
+"""Reading image files."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from mmcv.transforms import LoadImageFromFile
+from PIL import UnidentifiedImageError
+
+from rednet.errors import ImageError
+from rednet.registry import TRANSFORMS
+
+
+@TRANSFORMS.register_module()
+class LoadImage(LoadImageFromFile):
+    """mmcv's ``LoadImageFromFile``, with an error that names a file that cannot be read.
+
+    It decodes with Pillow, which refuses a truncated file; OpenCV, mmcv's default, fills the
+    missing part with grey.
+
+    Args:
+        imdecode_backend: Decoder, see :func:`mmcv.imfrombytes`.
+        **kwargs: What else mmcv's class takes.
+
+    Raises:
+        ImageError: From :meth:`transform`, if the file is missing, truncated or no image.
+    """
+
+    def __init__(self, imdecode_backend: str = "pillow", **kwargs: Any) -> None:
+        super().__init__(imdecode_backend=imdecode_backend, **kwargs)
+
+    def transform(self, results: dict) -> dict | None:
+        """Reads ``img_path`` into ``img`` (uint8, (H, W, 3), BGR), ``img_shape``, ``ori_shape``."""
+        try:
+            return super().transform(results)
+        except (OSError, SyntaxError) as error:  # Pillow calls a broken PNG a SyntaxError
+            raise ImageError(
+                f"cannot read image {results['img_path']}: {_reason(error)}; mend or remove it"
+            ) from error
+
+
+def _reason(error: Exception) -> str:
+    if isinstance(error, UnidentifiedImageError):  # its own text is the address of a buffer
+        return "its content is not an image"
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror.lower()
+    return str(error)

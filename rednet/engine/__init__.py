@@ -1,0 +1,7 @@
+"""Training with mmengine's Runner: hooks, and checkpoints that load with ``weights_only``."""
+
+from rednet.engine import safe_checkpoint
+from rednet.engine.confusion_matrix_hook import ConfusionMatrixHook
+from rednet.engine.training_curve_hook import TrainingCurveHook
+
+__all__ = ["ConfusionMatrixHook", "TrainingCurveHook", "safe_checkpoint"]

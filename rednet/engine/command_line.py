@@ -1,0 +1,141 @@
+"""What the command lines in tools/ share."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from mmengine.config import Config, DictAction
+from mmengine.registry import RUNNERS
+from mmengine.runner import Runner
+
+from rednet.engine.config_options import LOADERS
+from rednet.engine.safe_checkpoint import require_weights_only
+from rednet.errors import UserError
+
+USER_ERROR = 2
+
+
+def run(
+    main: Callable[[Sequence[str] | None], None], arguments: Sequence[str] | None = None
+) -> int:
+    """Runs a command line; an error of the user's becomes one line on stderr.
+
+    Every other exception passes through with its traceback.
+
+    Args:
+        main: The command line; it takes the arguments.
+        arguments: Its arguments, those of the process by default.
+
+    Returns:
+        The exit status: 0, or 2 after an error of the user's.
+    """
+    try:
+        main(arguments)
+    except UserError as error:
+        print(f"error: {_message(error)}", file=sys.stderr)
+        return USER_ERROR
+    return 0
+
+
+def _message(error: UserError) -> str:
+    """The message proper; out of a data loader's worker, the worker's traceback precedes it."""
+    return str(error).rpartition(f"{type(error).__qualname__}: ")[2].strip()
+
+
+class OptionsAction(DictAction):
+    """mmengine's ``DictAction``, with a usage error for what is not ``key=value``."""
+
+    def __call__(
+        self,
+        parser: argparse.ArgumentParser,
+        namespace: argparse.Namespace,
+        values: Any,
+        option_string: str | None = None,
+    ) -> None:
+        """Adds the options to those given before."""
+        for value in values or ():
+            if not value.partition("=")[0].strip() or "=" not in value:
+                parser.error(f"{option_string} takes key=value, got {value!r}")
+        super().__call__(parser, namespace, values, option_string)
+
+
+def config_parser(description: str) -> argparse.ArgumentParser:
+    """A parser of the arguments that all tools around a config have."""
+    parser = argparse.ArgumentParser(description=description)
+    parser.add_argument("config", help="config file, of mmpretrain's or mmdet's form")
+    parser.add_argument(
+        "--cfg-options",
+        nargs="+",
+        action=OptionsAction,
+        metavar="KEY=VALUE",
+        help="change fields of the config: a.b=1 list='[1,2]' pair='(1,2)' text=x",
+    )
+    return parser
+
+
+def add_runner_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds the arguments of the tools that build a runner."""
+    parser.add_argument("--work-dir", help="folder for logs and results (work_dirs/<config>)")
+    parser.add_argument("--amp", action="store_true", help="mixed precision; needs a GPU to train")
+    parser.add_argument(
+        "--no-pin-memory", action="store_true", help="no pinned memory in data loaders"
+    )
+    parser.add_argument(
+        "--no-persistent-workers", action="store_true", help="new loader workers in every epoch"
+    )
+    parser.add_argument(
+        "--launcher",
+        choices=["none", "pytorch", "slurm", "mpi"],
+        default="none",
+        help="how the processes of a distributed run were started",
+    )
+    # torch.distributed.launch passes --local-rank, before torch 2 --local_rank
+    parser.add_argument("--local_rank", "--local-rank", type=int, default=0, help=argparse.SUPPRESS)
+
+
+def set_up_run(config: Config, arguments: argparse.Namespace) -> None:
+    """Applies the arguments of :func:`add_runner_arguments` to a config."""
+    os.environ.setdefault("LOCAL_RANK", str(arguments.local_rank))
+    require_weights_only()
+    config.launcher = arguments.launcher
+    if arguments.work_dir is not None:
+        config.work_dir = arguments.work_dir
+    elif config.get("work_dir") is None:
+        config.work_dir = str(Path("work_dirs") / Path(arguments.config).stem)
+    for loader in filter(None, map(config.get, LOADERS)):
+        _set_loader_defaults(loader, config.get("default_scope"), arguments)
+
+
+def _set_loader_defaults(loader: Any, scope: str | None, arguments: argparse.Namespace) -> None:
+    """What mmpretrain's and mmdet's own tools set, as far as this machine can use it."""
+    if scope == "mmpretrain":
+        loader.setdefault("collate_fn", dict(type="default_collate"))
+    workers = loader.get("num_workers", 0) > 0
+    loader.setdefault("persistent_workers", workers)
+    loader.setdefault("pin_memory", torch.cuda.is_available())
+    loader.persistent_workers &= workers and not arguments.no_persistent_workers
+    loader.pin_memory &= not arguments.no_pin_memory
+
+
+def check_file(path: str, what: str) -> None:
+    """Checks that a local file exists; a remote one (``https://...``) is left to mmengine.
+
+    Raises:
+        UserError: If it does not.
+    """
+    if "://" not in path and not Path(path).expanduser().is_file():
+        raise UserError(f"{what} {path} is not a file")
+
+
+def build_runner(config: Config, notes: Sequence[str]) -> Runner:
+    """Builds the runner and logs the notes, so that they stand in the log file too."""
+    runner = RUNNERS.build(config) if "runner_type" in config else Runner.from_cfg(config)
+    for note in notes:
+        runner.logger.warning(note)
+    return runner

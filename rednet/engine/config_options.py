@@ -1,0 +1,229 @@
+"""Configs from a file, changed on the command line; mistakes are found before anything is built."""
+
+from __future__ import annotations
+
+import difflib
+import inspect
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from mmengine.config import Config
+from mmengine.registry import DATASETS, HOOKS, METRICS, MODELS, OPTIM_WRAPPERS, OPTIMIZERS, Registry
+from mmengine.runner import EpochBasedTrainLoop, IterBasedTrainLoop, Runner
+from torch.utils.data import DataLoader
+
+from rednet.errors import UserError
+
+LOADERS = ("train_dataloader", "val_dataloader", "test_dataloader")
+# Whose change of data_root each loader follows, the nearest first.
+LEADERS = {
+    "val_dataloader": ("train_dataloader",),
+    "test_dataloader": ("val_dataloader", "train_dataloader"),
+}
+EVALUATORS = {"val_dataloader": "val_evaluator", "test_dataloader": "test_evaluator"}
+
+# Fields that mmengine and the tools read beside the arguments of the runner.
+OTHER_FIELDS = (
+    "compile",
+    "custom_imports",
+    "find_unused_parameters",
+    "model_wrapper_cfg",
+    "runner_type",
+    "sync_bn",
+    "tta_model",
+    "tta_pipeline",
+)
+# The registry of the classes that a field's dicts name.
+REGISTRIES: dict[str, Registry] = {
+    "model": MODELS,
+    "train_dataloader": DATASETS,
+    "val_dataloader": DATASETS,
+    "test_dataloader": DATASETS,
+    "val_evaluator": METRICS,
+    "test_evaluator": METRICS,
+    "optim_wrapper": OPTIM_WRAPPERS,
+    "default_hooks": HOOKS,
+    "custom_hooks": HOOKS,
+}
+# Keys that mmengine takes out before it calls the class.
+TAKEN_OUT = {
+    "dataloader": {"dataset", "sampler", "batch_sampler", "num_batch_per_epoch"},
+    "train_cfg": {"by_epoch", "type"},
+    "optim_wrapper": {"optimizer", "constructor", "paramwise_cfg"},
+}
+
+
+def read_config(path: str, options: Mapping[str, Any] | None = None) -> tuple[Config, list[str]]:
+    """Reads a config file and applies the options of the command line to it.
+
+    Validation and test data follow when the options change the ``data_root`` of the training data
+    alone, see :func:`follow_data_root`.
+
+    Args:
+        path: The config file.
+        options: Values by dotted key, as ``--cfg-options`` gives them.
+
+    Returns:
+        The config, and a line to tell the user for each change beside the options.
+
+    Raises:
+        UserError: If there is no such file or an option does not fit the config.
+    """
+    if not Path(path).is_file():
+        raise UserError(f"there is no config file {path}{_similar_configs(path)}")
+    config = Config.fromfile(path)
+    if not options:
+        return config, []
+    check_option_keys(config, options)
+    original = Config(config.to_dict())
+    try:
+        config.merge_from_dict(dict(options))
+    except (KeyError, TypeError) as error:  # mmengine's two ways to say that a key leads nowhere
+        raise UserError(f"--cfg-options do not fit {path}: {error.args[0]}") from error
+    return config, follow_data_root(original, config, options)
+
+
+def _similar_configs(path: str) -> str:
+    folder = next(each for each in (*Path(path).parents, Path()) if each.is_dir())
+    found = [str(each) for each in folder.glob("**/*.py") if "_base_" not in each.parts]
+    return _meant(path, found, cutoff=0.5)
+
+
+def _meant(name: str, candidates: Iterable[str], cutoff: float = 0.6) -> str:
+    similar = difflib.get_close_matches(name, list(candidates), n=3, cutoff=cutoff)
+    return f"; did you mean {' or '.join(similar)}?" if similar else ""
+
+
+# ---- keys
+
+
+def check_option_keys(config: Config, options: Iterable[str]) -> None:
+    """Refuses a key that nothing would read.
+
+    mmengine adds any new key to a config. Here the first part of a key has to be a field of the
+    config or of the runner, and a new last part an argument of the class that its parent names.
+
+    Raises:
+        UserError: If a key fails, with the names that it may have been meant as.
+    """
+    fields = {*config, *inspect.signature(Runner).parameters, *OTHER_FIELDS} - {"cfg"}
+    for key in options:
+        *parents, name = key.split(".")
+        head = key.split(".")[0]
+        if head not in fields:
+            raise UserError(
+                f"--cfg-options {key}: the config has no field {head!r}{_meant(head, fields)}"
+            )
+        parent = _descend(config, parents)
+        if not parents or not isinstance(parent, Mapping) or name in parent:
+            continue
+        allowed = _arguments(parents, parent, config.get("default_scope"))
+        if allowed is not None and name not in allowed:
+            raise UserError(
+                f"--cfg-options {key}: {'.'.join(parents)} takes no {name!r}{_meant(name, allowed)}"
+            )
+
+
+def _descend(node: Any, parts: Iterable[str]) -> Any:
+    for part in parts:
+        if isinstance(node, (list, tuple)) and part.isdigit() and int(part) < len(node):
+            node = node[int(part)]
+        else:
+            node = node.get(part) if isinstance(node, Mapping) else None
+    return node
+
+
+def _arguments(parents: list[str], parent: Mapping, scope: str | None) -> set[str] | None:
+    """The keys that the dict at ``parents`` may have, or None where that cannot be told."""
+    constructor = _constructor(parents, parent, scope)
+    if constructor is None:
+        return None
+    parameters = inspect.signature(constructor).parameters.values()
+    if any(each.kind is each.VAR_KEYWORD for each in parameters):
+        return None
+    taken_out = next(
+        (keys for suffix, keys in TAKEN_OUT.items() if parents[-1].endswith(suffix)), set()
+    )
+    return {each.name for each in parameters} | taken_out
+
+
+def _constructor(parents: list[str], parent: Mapping, scope: str | None) -> Any:
+    if parents == ["train_cfg"] and "type" not in parent:
+        return EpochBasedTrainLoop if parent.get("by_epoch", True) else IterBasedTrainLoop
+    if len(parents) == 1 and parents[0] in LOADERS:
+        return DataLoader
+    registry = OPTIMIZERS if parents[-1] == "optimizer" else REGISTRIES.get(parents[0])
+    # mmcv's builders take keys of their own out of norm_cfg and its like; pipelines have another
+    # registry.
+    if registry is None or parents[-1].endswith("_cfg") or "pipeline" in parents:
+        return None
+    if not isinstance(parent.get("type"), str):
+        return None
+    with registry.switch_scope_and_registry(scope) as scoped:
+        return scoped.get(parent["type"])
+
+
+# ---- data_root
+
+
+def follow_data_root(original: Config, config: Config, options: Collection[str] = ()) -> list[str]:
+    """Lets validation and test data follow a changed ``data_root`` of the training data.
+
+    Test data also follow the validation data. Only data sets follow that had the same ``data_root``
+    in the file and are not given one by the options. An evaluator's ``ann_file`` below the old root
+    follows with its data.
+
+    Args:
+        original: The config as the file gives it.
+        config: The config after the options were applied; it is changed in place.
+        options: The dotted keys of the options.
+
+    Returns:
+        A line for each change.
+    """
+    notes = []
+    for loader, leaders in LEADERS.items():
+        if any(key.startswith(f"{loader}.") and key.endswith(".data_root") for key in options):
+            continue
+        moved = next(filter(None, (_moved_roots(original, config, each) for each in leaders)), {})
+        for dataset in dataset_configs(config, loader):
+            old = dataset.get("data_root")
+            if old in moved:
+                dataset["data_root"] = moved[old]
+                notes.append(f"{loader}: data_root is {moved[old]} too, in place of {old}")
+    for loader, evaluator in EVALUATORS.items():
+        if f"{evaluator}.ann_file" not in options:
+            notes += _move_annotations(config, evaluator, _moved_roots(original, config, loader))
+    return notes
+
+
+def dataset_configs(config: Config, loader: str) -> Iterator[Any]:
+    """The configs of the data sets of a loader, those inside wrappers such as RepeatDataset too."""
+    pending = [(config.get(loader) or {}).get("dataset")]
+    while pending:
+        dataset = pending.pop()
+        if not isinstance(dataset, Mapping):
+            continue
+        if "dataset" in dataset or "datasets" in dataset:
+            pending += [dataset.get("dataset"), *dataset.get("datasets", ())]
+        else:
+            yield dataset
+
+
+def _moved_roots(original: Config, config: Config, loader: str) -> dict[str, str]:
+    pairs = zip(dataset_configs(original, loader), dataset_configs(config, loader), strict=False)
+    roots = ((before.get("data_root"), after.get("data_root")) for before, after in pairs)
+    return {old: new for old, new in roots if old and new and old != new}
+
+
+def _move_annotations(config: Config, field: str, moved: Mapping[str, str]) -> list[str]:
+    notes = []
+    evaluators = config.get(field) or []
+    for evaluator in evaluators if isinstance(evaluators, (list, tuple)) else [evaluators]:
+        path = Path(evaluator.get("ann_file") or "")
+        for old, new in moved.items():
+            if Path(old) in path.parents:
+                evaluator["ann_file"] = str(Path(new) / path.relative_to(old))
+                notes.append(f"{field}: ann_file is {evaluator['ann_file']} too")
+    return notes

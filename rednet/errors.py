@@ -1,0 +1,21 @@
+"""Errors whose cause lies in what a user gave: a path, a config, an image, an installation.
+
+The command lines in tools/ print their message alone, without a traceback. Every other exception is
+a fault of the program and keeps its traceback.
+"""
+
+
+class UserError(Exception):
+    """Something a user gave cannot be used; the message says what was found and what to do."""
+
+
+class ArgumentError(UserError, ValueError):
+    """A constructor's argument, as a config gives it, has a value that cannot be served."""
+
+
+class ImageError(UserError):
+    """An image file cannot be read."""
+
+
+class MissingDependencyError(UserError, ImportError):
+    """An optional package is needed and not installed."""

@@ -1,0 +1,17 @@
+#!/usr/bin/env bash
+# Train on several GPUs of this machine (or several CPU processes, where it has no GPU):
+#   tools/dist_train.sh CONFIG PROCESSES [arguments of tools/train.py]
+# On several machines, run it on each with NNODES, NODE_RANK, MASTER_ADDR and PORT set.
+set -euo pipefail
+
+CONFIG=${1:?usage: tools/dist_train.sh CONFIG PROCESSES [arguments of tools/train.py]}
+PROCESSES=${2:?usage: tools/dist_train.sh CONFIG PROCESSES [arguments of tools/train.py]}
+ROOT=$(cd "$(dirname "$0")/.." && pwd)
+
+PYTHONPATH="$ROOT${PYTHONPATH:+:$PYTHONPATH}" exec python -m torch.distributed.run \
+    --nnodes="${NNODES:-1}" \
+    --node_rank="${NODE_RANK:-0}" \
+    --master_addr="${MASTER_ADDR:-127.0.0.1}" \
+    --master_port="${PORT:-29500}" \
+    --nproc_per_node="$PROCESSES" \
+    "$ROOT/tools/train.py" "$CONFIG" --launcher pytorch "${@:3}"

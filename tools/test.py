@@ -1,0 +1,135 @@
+"""Evaluate a checkpoint with a config of mmpretrain's or mmdet's form."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from copy import deepcopy
+
+import mmengine
+from mmengine.config import Config, ConfigDict
+from mmengine.registry import METRICS
+
+from rednet.engine.command_line import (
+    add_runner_arguments,
+    build_runner,
+    check_file,
+    config_parser,
+    run,
+    set_up_run,
+)
+from rednet.engine.config_options import read_config
+from rednet.engine.launch import set_up_cpu_processes
+from rednet.engine.preflight import check_config
+from rednet.errors import UserError
+
+FLIP_META = ("flip", "flip_direction")
+FLIPS = [dict(type="RandomFlip", prob=1.0), dict(type="RandomFlip", prob=0.0)]
+# Per library: the model that merges the views of an image, and the metric that dumps predictions.
+TTA_MODELS: dict[str, dict] = {
+    "mmpretrain": dict(type="mmpretrain.AverageClsScoreTTA"),
+    "mmdet": dict(
+        type="mmdet.DetTTAModel",
+        tta_cfg=dict(nms=dict(type="nms", iou_threshold=0.5), max_per_img=100),
+    ),
+}
+DUMPS = {"mmdet": "mmdet.DumpDetResults"}
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Evaluates as the arguments say."""
+    args = _parse(arguments)
+    check_file(args.checkpoint, "the checkpoint")
+    item = _check_out(args.out, args.out_item)
+    config, notes = read_config(args.config, args.cfg_options)
+    set_up_run(config, args)
+    config.load_from = args.checkpoint
+    if args.amp:
+        config.test_cfg.fp16 = True
+    if args.show or args.show_dir:
+        _draw_predictions(config, args)
+    notes += check_config(config, ["test_dataloader"])
+    if args.tta:
+        _use_tta(config)
+    set_up_cpu_processes(config)
+    runner = build_runner(config, notes)
+    if item == "pred":
+        dump = dict(type=DUMPS.get(config.get("default_scope"), "DumpResults"))
+        runner.test_evaluator.metrics.append(METRICS.build({**dump, "out_file_path": args.out}))
+    metrics = runner.test()
+    if item == "metrics":
+        mmengine.dump(metrics, args.out)
+
+
+def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
+    parser = config_parser(__doc__)
+    parser.add_argument("checkpoint", help="checkpoint file")
+    parser.add_argument("--out", help="save the predictions (.pkl) or the metrics (.json) there")
+    parser.add_argument(
+        "--out-item",
+        choices=["pred", "metrics"],
+        help="what --out saves, where its suffix should not decide",
+    )
+    parser.add_argument("--show-dir", help="folder for pictures of the predictions")
+    parser.add_argument("--show", action="store_true", help="show the predictions in a window")
+    parser.add_argument("--wait-time", type=float, default=2, help="seconds that --show shows each")
+    parser.add_argument("--interval", type=int, default=1, help="draw every so many images")
+    parser.add_argument(
+        "--tta", action="store_true", help="average over flips, or the config's views"
+    )
+    add_runner_arguments(parser)
+    return parser.parse_args(arguments)
+
+
+def _check_out(path: str | None, item: str | None) -> str | None:
+    """What is to be saved, if anything."""
+    if path is None:
+        if item is not None:
+            raise UserError(f"--out-item {item} needs --out FILE")
+        return None
+    item = item or ("metrics" if path.endswith(".json") else "pred")
+    if item == "pred" and not path.endswith((".pkl", ".pickle")):
+        raise UserError(
+            f"--out must end in .pkl for predictions or in .json for metrics, got {path}"
+        )
+    return item
+
+
+def _draw_predictions(config: Config, args: argparse.Namespace) -> None:
+    hook = config.get("default_hooks", {}).get("visualization")
+    if hook is None:
+        raise UserError(
+            "--show and --show-dir need default_hooks.visualization in the config: "
+            "--cfg-options default_hooks.visualization.type=VisualizationHook"
+        )
+    hook.update(show=args.show, wait_time=args.wait_time, interval=args.interval)
+    if config.get("default_scope") == "mmdet":
+        hook.update(draw=True, test_out_dir=args.show_dir)
+    else:
+        hook.update(enable=True, out_dir=args.show_dir)
+
+
+def _use_tta(config: Config) -> None:
+    scope = config.get("default_scope")
+    merge = config.get("tta_model") or TTA_MODELS.get(scope)
+    if merge is None:
+        raise UserError(f"--tta needs tta_model in a config of scope {scope}")
+    dataset = config.test_dataloader.dataset
+    while "dataset" in dataset:
+        dataset = dataset.dataset
+    dataset.pipeline = config.get("tta_pipeline") or _flip_pipeline(dataset.pipeline, scope)
+    config.model = ConfigDict(**merge, module=config.model)
+
+
+def _flip_pipeline(pipeline: list, scope: str | None) -> list:
+    """The pipeline with its last step, which packs the inputs, done for both flips."""
+    *steps, pack = deepcopy(pipeline)
+    if scope == "mmdet":
+        meta = ("img_id", "img_path", "ori_shape", "img_shape", "scale_factor", *FLIP_META)
+        pack = dict(type="PackDetInputs", meta_keys=meta)
+    return [*steps, dict(type="TestTimeAug", transforms=[FLIPS, [pack]])]
+
+
+if __name__ == "__main__":
+    sys.exit(run(main))

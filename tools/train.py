@@ -1,0 +1,110 @@
+"""Train a model from a config of mmpretrain's or mmdet's form."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+
+from mmengine.config import Config
+from mmengine.device import get_device
+from mmengine.runner import Runner, find_latest_checkpoint
+
+from rednet.engine.command_line import (
+    add_runner_arguments,
+    build_runner,
+    check_file,
+    config_parser,
+    run,
+    set_up_run,
+)
+from rednet.engine.config_options import read_config
+from rednet.engine.launch import set_up_cpu_processes
+from rednet.engine.preflight import check_config
+from rednet.errors import UserError
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Trains as the arguments say."""
+    args = _parse(arguments)
+    config, notes = read_config(args.config, args.cfg_options)
+    set_up_run(config, args)
+    if args.no_validate:
+        config.val_cfg = config.val_dataloader = config.val_evaluator = None
+    if args.amp:
+        _use_amp(config)
+    if args.auto_scale_lr:
+        _scale_lr(config)
+    if args.resume is not None:
+        notes += _resume(config, args.resume)
+    loaders = ["train_dataloader", "val_dataloader"]
+    notes += check_config(config, [name for name in loaders if config.get(name)])
+    set_up_cpu_processes(config)
+    runner = build_runner(config, notes)
+    _compare_batch_size(runner)
+    runner.train()
+
+
+def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
+    parser = config_parser(__doc__)
+    parser.add_argument(
+        "--resume",
+        nargs="?",
+        const="auto",
+        metavar="CHECKPOINT",
+        help="continue from a checkpoint, or without one from the last of the work directory",
+    )
+    parser.add_argument(
+        "--auto-scale-lr",
+        action="store_true",
+        help="scale the learning rate by batch size / auto_scale_lr.base_batch_size",
+    )
+    parser.add_argument("--no-validate", action="store_true", help="train without validation")
+    add_runner_arguments(parser)
+    return parser.parse_args(arguments)
+
+
+def _use_amp(config: Config) -> None:
+    if get_device() == "cpu":
+        raise UserError("--amp trains on a GPU only, and there is none here: leave it out")
+    config.optim_wrapper.type = "AmpOptimWrapper"
+    config.optim_wrapper.setdefault("loss_scale", "dynamic")
+
+
+def _scale_lr(config: Config) -> None:
+    if "base_batch_size" not in config.get("auto_scale_lr", {}):
+        raise UserError(
+            "--auto-scale-lr needs the batch size that the learning rate is meant for: "
+            "--cfg-options auto_scale_lr.base_batch_size=SIZE"
+        )
+    config.auto_scale_lr.enable = True
+
+
+def _compare_batch_size(runner: Runner) -> None:
+    config = runner.cfg
+    scaling = config.get("auto_scale_lr", {})
+    batch = config.train_dataloader.get("batch_size", 1) * runner.world_size
+    meant = scaling.get("base_batch_size", batch)
+    if batch != meant and not scaling.get("enable"):
+        runner.logger.warning(
+            f"the learning rate is meant for batches of {meant}, these are of {batch}: "
+            "--auto-scale-lr scales it"
+        )
+
+
+def _resume(config: Config, checkpoint: str) -> list[str]:
+    config.resume = True
+    if checkpoint != "auto":
+        check_file(checkpoint, "the checkpoint of --resume")
+        config.load_from = checkpoint
+        return []
+    config.load_from = None
+    latest = find_latest_checkpoint(config.work_dir)
+    if latest is None:
+        return [f"--resume: no checkpoint in {config.work_dir}, training starts from scratch"]
+    check_file(latest, f"the last checkpoint of {config.work_dir},")
+    return []
+
+
+if __name__ == "__main__":
+    sys.exit(run(main))
