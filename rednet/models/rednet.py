@@ -11,6 +11,7 @@ from mmengine.model import BaseModule, constant_init
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from rednet.errors import ArgumentError
 from rednet.layers.involution import Involution2d
 from rednet.registry import MODELS
 
@@ -168,7 +169,7 @@ class RedNet(BaseModule):
           ``4 * base_channels * 2**i`` channels.
 
     Raises:
-        ValueError: If an argument has a value that cannot be served.
+        ArgumentError: If an argument has a value that cannot be served.
 
     Example:
         >>> import torch
@@ -204,7 +205,7 @@ class RedNet(BaseModule):
         _check_kernel_size("kernel_size", kernel_size)
         _check_kernel_size("stem_kernel_size", stem_kernel_size)
         if style not in ("pytorch", "caffe"):
-            raise ValueError(f"style must be 'pytorch' or 'caffe', got {style!r}")
+            raise ArgumentError(f"style must be 'pytorch' or 'caffe', got {style!r}")
         self.out_indices = tuple(out_indices)
         self.frozen_stages = frozen_stages
         self.norm_eval = norm_eval
@@ -306,7 +307,7 @@ def _default_init_cfg() -> list[dict]:
 
 def _check_depth(depth: int) -> None:
     if depth not in STAGE_BLOCKS:
-        raise ValueError(f"depth must be one of {tuple(STAGE_BLOCKS)}, got {depth!r}")
+        raise ArgumentError(f"depth must be one of {tuple(STAGE_BLOCKS)}, got {depth!r}")
 
 
 def _check_stages(
@@ -317,18 +318,18 @@ def _check_stages(
     frozen_stages: int,
 ) -> None:
     if num_stages not in (1, 2, 3, 4):
-        raise ValueError(f"num_stages must be 1 to 4, got {num_stages!r}")
+        raise ArgumentError(f"num_stages must be 1 to 4, got {num_stages!r}")
     for name, values in (("strides", strides), ("dilations", dilations)):
         if len(values) != num_stages:
-            raise ValueError(f"{name} must have num_stages={num_stages} entries, got {values!r}")
+            raise ArgumentError(f"{name} must have num_stages={num_stages} entries, got {values!r}")
     if not out_indices or not all(index in range(num_stages) for index in out_indices):
-        raise ValueError(
+        raise ArgumentError(
             f"out_indices must be stages from 0 to {num_stages - 1}, got {out_indices!r}"
         )
     if frozen_stages not in range(-1, num_stages + 1):
-        raise ValueError(f"frozen_stages must be -1 to {num_stages}, got {frozen_stages!r}")
+        raise ArgumentError(f"frozen_stages must be -1 to {num_stages}, got {frozen_stages!r}")
 
 
 def _check_kernel_size(name: str, kernel_size: int) -> None:
     if not isinstance(kernel_size, int) or kernel_size < 1 or kernel_size % 2 == 0:
-        raise ValueError(f"{name} must be an odd positive int, got {kernel_size!r}")
+        raise ArgumentError(f"{name} must be an odd positive int, got {kernel_size!r}")
