@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from typing import Any
 
 import torch.utils.checkpoint as checkpoint
 from mmcv.cnn import ConvModule, build_conv_layer, build_norm_layer
+from mmengine.logging import print_log
 from mmengine.model import BaseModule, constant_init
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from rednet.errors import ArgumentError
 from rednet.layers.involution import Involution2d
+from rednet.models.stem_kernel import widen_stem_kernel
 from rednet.registry import MODELS
 
 ConfigDict = dict | None
@@ -25,6 +28,12 @@ STAGE_BLOCKS = {
     152: (3, 8, 36, 3),
 }
 EXPANSION = 4
+
+_FROM_SCRATCH = (
+    "RedNet STARTS FROM SCRATCH: no checkpoint was given. Its weights are random, so no stage is "
+    "frozen and all norms are trained, whatever frozen_stages and norm_eval say. To start from an "
+    "ImageNet checkpoint: --cfg-options model.backbone.init_cfg.checkpoint=FILE"
+)
 
 
 class Bottleneck(BaseModule):
@@ -161,7 +170,11 @@ class RedNet(BaseModule):
         norm_eval: Whether batch norms keep their running statistics while training.
         with_cp: Whether blocks are recomputed in the backward pass to save memory.
         zero_init_residual: Whether the last norm of every block starts at zero.
-        init_cfg: Initialisation config.
+        init_cfg: Initialisation config. ``dict(type='Pretrained', checkpoint=None)`` is the place
+            for a checkpoint that was not given: the backbone then starts from scratch, which
+            :meth:`init_weights` says, and ``frozen_stages`` and ``norm_eval`` have no effect,
+            because there is nothing worth keeping. A checkpoint whose stem involution has a smaller
+            kernel is read into the centre of this one's, which then computes the same.
 
     Shape:
         - Input: (N, in_channels, H, W)
@@ -199,6 +212,9 @@ class RedNet(BaseModule):
         zero_init_residual: bool = True,
         init_cfg: dict | list[dict] | None = None,
     ) -> None:
+        self.from_scratch = _lacks_checkpoint(init_cfg)
+        if self.from_scratch:
+            init_cfg, frozen_stages, norm_eval = None, -1, False
         super().__init__(init_cfg or _default_init_cfg())
         _check_depth(depth)
         _check_stages(num_stages, strides, dilations, out_indices, frozen_stages)
@@ -234,9 +250,12 @@ class RedNet(BaseModule):
             self.stage_names.append(f"layer{index + 1}")
             self.add_module(self.stage_names[-1], stage)
         self._freeze_stages()
+        self._register_load_state_dict_pre_hook(widen_stem_kernel, with_module=True)
 
     def init_weights(self) -> None:
         """Initialises by ``init_cfg``, then zeroes the residual branches if nothing was loaded."""
+        if self.from_scratch:
+            print_log(_FROM_SCRATCH, logger="current", level=logging.WARNING)
         super().init_weights()
         pretrained = isinstance(self.init_cfg, dict) and self.init_cfg["type"] == "Pretrained"
         if self.zero_init_residual and not pretrained:
@@ -296,6 +315,14 @@ def _stage(
         Bottleneck(mid_channels * EXPANSION, mid_channels, **block_cfg) for _ in range(blocks - 1)
     )
     return nn.Sequential(first, *rest)
+
+
+def _lacks_checkpoint(init_cfg: dict | list[dict] | None) -> bool:
+    return (
+        isinstance(init_cfg, dict)
+        and init_cfg.get("type") == "Pretrained"
+        and init_cfg.get("checkpoint") is None
+    )
 
 
 def _default_init_cfg() -> list[dict]:

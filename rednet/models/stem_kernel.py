@@ -1,0 +1,70 @@
+"""Reads a stem with a small involution kernel into one with a larger kernel, exactly."""
+
+from __future__ import annotations
+
+from collections.abc import MutableMapping
+from math import isqrt
+from typing import Any
+
+import torch.nn.functional as F
+from mmengine.logging import print_log
+from torch import Tensor, nn
+
+from rednet.layers.involution import Involution2d
+
+
+def stem_kernel_size(weight: Tensor, involution: Involution2d) -> int:
+    """Reads the kernel size off the tensor that generates the stem's kernels.
+
+    Args:
+        weight: ``stem.1.conv2.conv.weight``, (K * K * G, hidden, 1, 1).
+        involution: The layer that has the same number of groups G.
+
+    Returns:
+        K.
+
+    Raises:
+        ValueError: If no square kernel has so many elements.
+    """
+    groups = involution.out_channels // involution.group_channels
+    taps, rest = divmod(weight.shape[0], groups)
+    if rest or isqrt(taps) ** 2 != taps:
+        raise ValueError(
+            f"stem.1.conv2.conv.weight must have K * K * {groups} rows for a square kernel, "
+            f"got shape {tuple(weight.shape)}"
+        )
+    return isqrt(taps)
+
+
+def widen_stem_kernel(
+    backbone: nn.Module, state_dict: MutableMapping[str, Tensor], prefix: str, *_: Any
+) -> None:
+    """Centres the kernel of a checkpoint's stem involution in the larger one of a RedNet.
+
+    The published classification checkpoints have a 3 x 3 kernel, the published detectors a 7 x 7
+    one. With zeros around it, the larger kernel computes what the smaller one computed. A larger
+    kernel cannot be read into a smaller one: that entry stays as it is, for PyTorch to refuse.
+
+    Args:
+        backbone: The RedNet that loads the checkpoint.
+        state_dict: The checkpoint; its two entries are replaced.
+        prefix: Where the backbone's entries are in it.
+    """
+    involution = backbone.stem[1]
+    key = f"{prefix}stem.1.conv2.conv."
+    if f"{key}weight" not in state_dict:
+        return
+    given = stem_kernel_size(state_dict[f"{key}weight"], involution)
+    border, odd = divmod(involution.kernel_size[0] - given, 2)
+    if border <= 0 or odd:
+        return
+    for name in ("weight", "bias"):
+        entry = state_dict[key + name]
+        kernels = entry.view(-1, given, given, entry[0].numel()).movedim(3, 0)
+        wide = F.pad(kernels, (border, border, border, border)).movedim(0, 3)
+        state_dict[key + name] = wide.reshape(-1, *entry.shape[1:])
+    print_log(
+        f"{prefix}stem.1: the checkpoint's {given} x {given} kernel is read into the centre of the "
+        f"{involution.kernel_size[0]} x {involution.kernel_size[1]} one; the output is the same",
+        logger="current",
+    )
