@@ -1,0 +1,71 @@
+"""The check that only trained weights are frozen."""
+
+from __future__ import annotations
+
+import torch
+from mmengine.hooks import Hook
+from mmengine.model import is_model_wrapper
+from mmengine.runner import Runner
+from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from rednet.errors import UserError
+from rednet.registry import HOOKS
+
+_NAMES_SHOWN = 3
+
+
+@HOOKS.register_module()
+class FrozenWeightsHook(Hook):
+    """Refuses to train a model that freezes stages or norms which hold random weights.
+
+    A detector freezes its backbone's first stages and the statistics of its norms, which is right
+    for a pretrained backbone and ruins one that starts from scratch: nothing would ever normalise
+    its activations. The hook looks at the model after all weights are loaded, before the first
+    iteration: a batch norm that would stay in eval mode, though it never saw data, is an error.
+
+    Raises:
+        UserError: With the names of such norms and the options that mend it.
+    """
+
+    priority = "VERY_HIGH"
+
+    def before_train(self, runner: Runner) -> None:
+        """Checks the model."""
+        model = runner.model.module if is_model_wrapper(runner.model) else runner.model
+        names = untrained_frozen_norms(model)
+        if not names:
+            return
+        shown = ", ".join(names[:_NAMES_SHOWN])
+        more = f" and {len(names) - _NAMES_SHOWN} more" if len(names) > _NAMES_SHOWN else ""
+        raise UserError(
+            f"the model freezes weights that nothing has trained: the norms {shown}{more} stay in "
+            f"eval mode and hold their initial statistics. Give the weights, with --cfg-options "
+            f"model.backbone.init_cfg.checkpoint=FILE or load_from=FILE, or train from scratch, "
+            f"with --cfg-options model.backbone.frozen_stages=-1 model.backbone.norm_eval=False"
+        )
+
+
+def untrained_frozen_norms(model: nn.Module) -> list[str]:
+    """Finds the batch norms that would keep initial statistics through a training.
+
+    Args:
+        model: The model; it is put into training mode.
+
+    Returns:
+        The names of the batch norms that are in eval mode then and have a running mean of zeros and
+        a running variance of ones.
+    """
+    model.train()
+    return [
+        name
+        for name, module in model.named_modules()
+        if isinstance(module, _BatchNorm) and not module.training and _never_saw_data(module)
+    ]
+
+
+def _never_saw_data(norm: _BatchNorm) -> bool:
+    mean, variance = norm.running_mean, norm.running_var
+    if mean is None or variance is None:
+        return False
+    return not torch.any(mean).item() and bool(torch.all(variance == 1).item())
