@@ -1,6 +1,6 @@
 """Faster R-CNN with RedNet-50 on COCO, 12 epochs.
 
---cfg-options model.backbone.init_cfg.checkpoint=FILE starts from an ImageNet checkpoint of RedNet-50.
+--cfg-options model.backbone.init_cfg.checkpoint=FILE starts from ImageNet weights.
 """
 
 _base_ = ["mmdet::faster_rcnn/faster-rcnn_r50_fpn_1x_coco.py", "../_base_/detection.py"]

@@ -1,4 +1,4 @@
-"""Faster R-CNN with RedNet-50 on COCO; involutions in the FPN, the RPN's convolution."""
+"""Faster R-CNN with RedNet-50 on COCO; involutions in FPN and RPN."""
 
 _base_ = "faster-rcnn_rednet50_invfpn_1x_coco.py"
 

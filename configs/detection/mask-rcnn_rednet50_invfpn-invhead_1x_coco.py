@@ -1,4 +1,4 @@
-"""Mask R-CNN with RedNet-50 on COCO; involutions in the FPN, the RPN's convolution and the mask head's four."""
+"""Mask R-CNN with RedNet-50 on COCO; involutions in FPN, RPN and mask head."""
 
 _base_ = "mask-rcnn_rednet50_invfpn_1x_coco.py"
 

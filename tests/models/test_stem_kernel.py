@@ -65,7 +65,9 @@ def test_without_the_checkpoint_nothing_is_frozen(monkeypatch: pytest.MonkeyPatc
 def test_with_a_checkpoint_stages_are_frozen(tmp_path: Path) -> None:
     path = tmp_path / "classifier.pth"
     given = RedNet(**TINY)
-    state = {f"backbone.{key}": torch.full_like(value, 3) for key, value in given.state_dict().items()}
+    state = {
+        f"backbone.{key}": torch.full_like(value, 3) for key, value in given.state_dict().items()
+    }
     torch.save(dict(state_dict=state), path)
     backbone = RedNet(
         **TINY,
