@@ -29,6 +29,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     args = _parse(arguments)
     config, notes = read_config(args.config, args.cfg_options)
     set_up_run(config, args)
+    _check_frozen_weights(config)
     if args.no_validate:
         config.val_cfg = config.val_dataloader = config.val_evaluator = None
     if args.amp:
@@ -62,6 +63,13 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--no-validate", action="store_true", help="train without validation")
     add_runner_arguments(parser)
     return parser.parse_args(arguments)
+
+
+def _check_frozen_weights(config: Config) -> None:
+    """Lets the hook that does so check every training, those of a library's own configs too."""
+    hooks = config.get("custom_hooks") or []
+    if not any(hook["type"] == "FrozenWeightsHook" for hook in hooks):
+        config.custom_hooks = [*hooks, dict(type="FrozenWeightsHook")]
 
 
 def _use_amp(config: Config) -> None:

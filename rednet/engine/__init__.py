@@ -2,6 +2,7 @@
 
 from rednet.engine import safe_checkpoint
 from rednet.engine.confusion_matrix_hook import ConfusionMatrixHook
+from rednet.engine.frozen_weights_hook import FrozenWeightsHook
 from rednet.engine.training_curve_hook import TrainingCurveHook
 
-__all__ = ["ConfusionMatrixHook", "TrainingCurveHook", "safe_checkpoint"]
+__all__ = ["ConfusionMatrixHook", "FrozenWeightsHook", "TrainingCurveHook", "safe_checkpoint"]

@@ -47,25 +47,28 @@ class FrozenWeightsHook(Hook):
 
 
 def untrained_frozen_norms(model: nn.Module) -> list[str]:
-    """Finds the batch norms that would keep initial statistics through a training.
+    """Finds the batch norms that would keep their initial state through a training.
 
     Args:
         model: The model; it is put into training mode.
 
     Returns:
-        The names of the batch norms that are in eval mode then and have a running mean of zeros and
-        a running variance of ones.
+        The names of the batch norms that are in eval mode then and hold a running mean of zeros, a
+        running variance of ones, one scale for all channels and no shift. (Statistics alone do not
+        tell: the weights of caffe's ResNets have theirs folded into scale and shift.)
     """
     model.train()
     return [
         name
         for name, module in model.named_modules()
-        if isinstance(module, _BatchNorm) and not module.training and _never_saw_data(module)
+        if isinstance(module, _BatchNorm) and not module.training and _is_initial(module)
     ]
 
 
-def _never_saw_data(norm: _BatchNorm) -> bool:
-    mean, variance = norm.running_mean, norm.running_var
-    if mean is None or variance is None:
+def _is_initial(norm: _BatchNorm) -> bool:
+    if norm.running_mean is None or norm.running_var is None:
         return False
-    return not torch.any(mean).item() and bool(torch.all(variance == 1).item())
+    constants = [(norm.running_mean, 0.0), (norm.running_var, 1.0)]
+    if norm.affine:
+        constants += [(norm.bias.data, 0.0), (norm.weight.data, norm.weight[0].item())]
+    return all(torch.all(tensor == value).item() for tensor, value in constants)

@@ -96,10 +96,11 @@ def _no_data(loader: str, dataset: BaseDataset, problem: str) -> str:
     layout = ""
     if not dataset.ann_file:
         layout = f" {root} must hold train/<class>/*.JPEG and val/<class>/*.JPEG."
+    # a data set's config may say in its metainfo how to come by it
+    advice = dataset.metainfo.get("advice", f"try {DEMO}, which needs no data")
     return (
         f"{problem}, where {loader} looks for its data.{layout} Give another folder with "
-        f"--cfg-options train_dataloader.dataset.data_root=FOLDER, or try {DEMO}, "
-        "which needs no data"
+        f"--cfg-options train_dataloader.dataset.data_root=FOLDER, or {advice}"
     )
 
 

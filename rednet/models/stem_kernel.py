@@ -8,7 +8,7 @@ from typing import Any
 
 import torch.nn.functional as F
 from mmengine.logging import print_log
-from torch import Tensor, nn
+from torch import Tensor
 
 from rednet.layers.involution import Involution2d
 
@@ -37,7 +37,7 @@ def stem_kernel_size(weight: Tensor, involution: Involution2d) -> int:
 
 
 def widen_stem_kernel(
-    backbone: nn.Module, state_dict: MutableMapping[str, Tensor], prefix: str, *_: Any
+    backbone: Any, state_dict: MutableMapping[str, Tensor], prefix: str, *_: Any
 ) -> None:
     """Centres the kernel of a checkpoint's stem involution in the larger one of a RedNet.
 
@@ -50,7 +50,7 @@ def widen_stem_kernel(
         state_dict: The checkpoint; its two entries are replaced.
         prefix: Where the backbone's entries are in it.
     """
-    involution = backbone.stem[1]
+    involution: Involution2d = backbone.stem[1]
     key = f"{prefix}stem.1.conv2.conv."
     if f"{key}weight" not in state_dict:
         return

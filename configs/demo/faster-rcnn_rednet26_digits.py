@@ -1,0 +1,40 @@
+"""Faster R-CNN with a narrow RedNet-26 on digits on photographs, for 2 CPU cores."""
+
+_base_ = [
+    "mmdet::_base_/models/faster-rcnn_r50_fpn.py",
+    "mmdet::_base_/default_runtime.py",
+    "../_base_/datasets/digits_coco.py",
+    "../_base_/schedules/demo_detection.py",
+    "../_base_/detection.py",
+]
+
+# stock values of 1,000 to 2,000 proposals an image would take most of the time
+proposals = dict(nms_pre=200, max_per_img=100)
+model = dict(
+    backbone=dict(
+        _delete_=True,
+        type="RedNet",
+        depth=26,
+        stem_channels=32,
+        base_channels=16,
+        out_indices=(0, 1, 2, 3),
+    ),
+    neck=dict(in_channels=[64, 128, 256, 512], out_channels=64, num_outs=4),
+    rpn_head=dict(
+        in_channels=64,
+        feat_channels=64,
+        anchor_generator=dict(
+            base_sizes=[20, 28, 40, 56], scales=[1], ratios=[1.0, 1.8], strides=[4, 8, 16, 32]
+        ),
+    ),
+    roi_head=dict(
+        bbox_roi_extractor=dict(out_channels=64),
+        bbox_head=dict(in_channels=64, fc_out_channels=256, num_classes=10),
+    ),
+    train_cfg=dict(
+        rpn=dict(sampler=dict(num=128)),
+        rpn_proposal=proposals,
+        rcnn=dict(sampler=dict(num=48)),
+    ),
+    test_cfg=dict(rpn=proposals),
+)

@@ -1,0 +1,58 @@
+from __future__ import annotations
+
+from types import SimpleNamespace
+
+import pytest
+import torch
+from torch import nn
+
+from rednet.engine.frozen_weights_hook import FrozenWeightsHook, untrained_frozen_norms
+from rednet.errors import UserError
+from rednet.models import RedNet
+
+TINY = dict(depth=26, stem_channels=32, base_channels=16)
+
+
+def train(model: nn.Module) -> None:
+    FrozenWeightsHook().before_train(SimpleNamespace(model=model))
+
+
+def test_frozen_random_norms_are_refused_by_name() -> None:
+    model = nn.ModuleDict(dict(backbone=RedNet(**TINY, frozen_stages=0)))
+    names = untrained_frozen_norms(model)
+    assert names and all(name.startswith("backbone.stem.") for name in names)
+    with pytest.raises(UserError, match=r"backbone\.stem\.0\.bn.* model.backbone.init_cfg"):
+        train(model)
+
+
+def test_random_norms_in_eval_mode_are_refused() -> None:
+    backbone = RedNet(**TINY, norm_eval=True)
+    with pytest.raises(UserError, match="frozen_stages=-1 model.backbone.norm_eval=False"):
+        train(backbone)
+
+
+def test_norms_that_are_trained_are_fine() -> None:
+    train(RedNet(**TINY))
+
+
+def test_norms_that_saw_data_may_be_frozen() -> None:
+    backbone = RedNet(**TINY)
+    backbone(torch.rand(2, 3, 64, 64))
+    backbone.frozen_stages, backbone.norm_eval = 4, True
+    train(backbone)
+    assert not any(module.training for module in backbone.layer1.modules())
+
+
+def test_statistics_folded_into_scale_and_shift_are_trained_weights() -> None:
+    norm = nn.Sequential(nn.BatchNorm2d(3))
+    norm.train = lambda mode=True: norm  # frozen for good
+    norm[0].eval()
+    assert untrained_frozen_norms(norm) == ["0"]
+    nn.init.uniform_(norm[0].bias)
+    assert untrained_frozen_norms(norm) == []
+
+
+def test_norms_without_statistics_are_of_no_concern() -> None:
+    norm = nn.Sequential(nn.BatchNorm2d(3, track_running_stats=False), nn.GroupNorm(1, 3))
+    norm.train = lambda mode=True: norm
+    assert untrained_frozen_norms(norm.eval()) == []
