@@ -1,6 +1,9 @@
 """Backbones and model surgery."""
 
+from rednet.models.model_index import register_models
 from rednet.models.rednet import RedNet
 from rednet.models.swap_conv import swap_conv
+
+register_models()
 
 __all__ = ["RedNet", "swap_conv"]

@@ -1,0 +1,64 @@
+"""Makes RedNet's models known to ``mmpretrain.get_model`` and ``mmpretrain.list_models``.
+
+mmpretrain is not imported for it. If it is imported already, the models are registered at once,
+otherwise as soon as it is: a finder at the front of ``sys.meta_path`` waits for the module that
+holds mmpretrain's model hub, and leaves when that was loaded.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import sys
+from collections.abc import Sequence
+from importlib.abc import Loader, MetaPathFinder
+from importlib.machinery import ModuleSpec
+from pathlib import Path
+from types import ModuleType
+
+HUB = "mmpretrain.apis.model"
+# In a checkout, links to the files at its top level; in an installed package, copies.
+INDEX = Path(__file__).parents[1] / ".mim" / "model-index.yml"
+
+
+def register_models() -> None:
+    """Registers the models in mmpretrain's hub, now or when mmpretrain is imported."""
+    if HUB in sys.modules:
+        _register(sys.modules[HUB])
+    else:
+        sys.meta_path.insert(0, _HubFinder())
+
+
+def _register(hub: ModuleType) -> None:
+    hub.ModelHub.register_model_index(INDEX, config_prefix=INDEX.parent)
+
+
+class _HubFinder(MetaPathFinder):
+    """Finds the hub where it is, and has it loaded by a loader that registers the models after."""
+
+    def find_spec(
+        self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
+    ) -> ModuleSpec | None:
+        if fullname != HUB:
+            return None
+        sys.meta_path.remove(self)
+        spec = importlib.util.find_spec(fullname)
+        if spec is not None and spec.loader is not None:
+            spec.loader = _RegisteringLoader(spec.loader)
+        return spec
+
+
+class _RegisteringLoader(Loader):
+    """Loads a module as another loader does, then registers the models in it."""
+
+    def __init__(self, loader: Loader) -> None:
+        self.loader = loader
+
+    def create_module(self, spec: ModuleSpec) -> ModuleType | None:
+        return self.loader.create_module(spec)
+
+    def exec_module(self, module: ModuleType) -> None:
+        module.__loader__ = self.loader
+        if module.__spec__ is not None:
+            module.__spec__.loader = self.loader
+        self.loader.exec_module(module)
+        _register(module)
