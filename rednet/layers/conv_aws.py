@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from rednet.layers.base import ConvLayer
@@ -12,8 +15,44 @@ from rednet.registry import CONV_LAYERS
 EPSILON = 1e-5
 
 
+class StandardisedConv(ConvLayer):
+    """Base of the layers whose kernel is standardised, then scaled and shifted by two buffers.
+
+    It keeps ``weight``, ``weight_gamma`` and ``weight_beta``; a subclass initialises them.
+
+    Raises:
+        ValueError: If the kernel has one element per output channel, and so no variance.
+    """
+
+    weight_gamma: Tensor
+    weight_beta: Tensor
+
+    def __init__(self, *geometry: Any) -> None:
+        super().__init__(*geometry)
+        _, channels, height, width = self.plain_weight_shape
+        if channels * height * width == 1:
+            raise ValueError(
+                f"{type(self).__name__} divides each kernel by its standard deviation, and one "
+                f"number has none: kernel_size={self.kernel_size}, groups={self.groups} cannot be "
+                "served"
+            )
+        self.weight = nn.Parameter(torch.empty(self.plain_weight_shape))
+        self.register_buffer("weight_gamma", torch.empty(self.out_channels, 1, 1, 1))
+        self.register_buffer("weight_beta", torch.empty(self.out_channels, 1, 1, 1))
+
+    def init_weights(self) -> None:
+        """``nn.Conv2d``'s initialisation for the weight; no scale and no shift."""
+        nn.init.kaiming_uniform_(self.weight, a=5**0.5)
+        nn.init.ones_(self.weight_gamma)
+        nn.init.zeros_(self.weight_beta)
+
+    def kernel(self) -> Tensor:
+        """The standardised kernel, of the weight's shape."""
+        return standardise(self.weight, self.weight_gamma, self.weight_beta)
+
+
 @CONV_LAYERS.register_module()
-class ConvAWS2d(ConvLayer):
+class ConvAWS2d(StandardisedConv):
     """Convolution whose kernel is standardised, then scaled and shifted by two buffers.
 
     Per output channel, the kernel loses its mean and is divided by its standard deviation, so that
@@ -44,9 +83,6 @@ class ConvAWS2d(ConvLayer):
         ValueError: If an argument has a value that cannot be served.
     """
 
-    weight_gamma: Tensor
-    weight_beta: Tensor
-
     def __init__(
         self,
         in_channels: int,
@@ -62,28 +98,25 @@ class ConvAWS2d(ConvLayer):
         super().__init__(
             in_channels, out_channels, kernel_size, stride, padding, dilation, groups, padding_mode
         )
-        check_standardisable(self)
-        self.weight = nn.Parameter(torch.empty(self.plain_weight_shape))
         if bias:
             self.bias = nn.Parameter(torch.empty(out_channels))
         else:
             self.register_parameter("bias", None)
-        self.register_buffer("weight_gamma", torch.empty(out_channels, 1, 1, 1))
-        self.register_buffer("weight_beta", torch.empty(out_channels, 1, 1, 1))
         self.init_weights()
 
     def init_weights(self) -> None:
-        """``nn.Conv2d``'s initialisation for the weight and the bias, no scale and no shift."""
-        init_convolution(self.weight, self.bias)
-        nn.init.ones_(self.weight_gamma)
-        nn.init.zeros_(self.weight_beta)
+        """``nn.Conv2d``'s initialisation for the weight and the bias; no scale and no shift."""
+        super().init_weights()
+        if self.bias is not None:
+            bound = self.weight[0].numel() ** -0.5
+            nn.init.uniform_(self.bias, -bound, bound)
 
     def forward(self, input: Tensor) -> Tensor:
         """Maps (N, in_channels, H, W) to (N, out_channels, Ho, Wo)."""
         self.check_input(input)
-        return self.convolve(input, self._kernel(), self.bias)
+        return self.convolve(input, self.kernel(), self.bias)
 
-    def adapt_plain_state(self, state: dict[str, Tensor]) -> dict[str, Tensor] | None:
+    def adapt_plain_state(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
         """The layer computes what the convolution computed."""
         adapted = standardised_state(state["weight"])
         if self.bias is not None:
@@ -95,10 +128,7 @@ class ConvAWS2d(ConvLayer):
     @torch.no_grad()
     def switch_to_deploy(self) -> nn.Module:
         """The plain convolution that has the standardised kernel."""
-        return self.plain_convolution(self._kernel(), self.bias)
-
-    def _kernel(self) -> Tensor:
-        return standardise(self.weight, self.weight_gamma, self.weight_beta)
+        return self.plain_convolution(self.kernel(), self.bias)
 
 
 def standardise(weight: Tensor, gamma: Tensor, beta: Tensor) -> Tensor:
@@ -115,47 +145,23 @@ def standardise(weight: Tensor, gamma: Tensor, beta: Tensor) -> Tensor:
         The kernel, of the weight's shape and dtype.
     """
     exact = _at_least_float32(weight)
-    deviation, mean = _deviation_and_mean(exact)
-    scale = gamma / deviation
-    return torch.addcmul(beta - mean * scale, exact, scale).to(weight.dtype)
+    # layer_norm takes the biased variance, and is many times as fast as var and mean on a CPU.
+    count = weight[0].numel()
+    unbiased = (count - 1) / count
+    kernel = F.layer_norm(exact, exact.shape[1:], eps=EPSILON * unbiased)
+    # In place, because each pass through fresh memory costs as much as the arithmetic.
+    return kernel.mul_(gamma.to(exact.dtype) * unbiased**0.5).add_(beta).to(weight.dtype)
 
 
 def standardised_state(weight: Tensor) -> dict[str, Tensor]:
     """The weight, scale and shift from which ``standardise`` gives this weight back."""
-    deviation, mean = _deviation_and_mean(_at_least_float32(weight))
+    variance, mean = torch.var_mean(_at_least_float32(weight), dim=(1, 2, 3), keepdim=True)
     return {
         "weight": weight,
-        "weight_gamma": deviation.to(weight.dtype),
+        "weight_gamma": torch.sqrt(variance + EPSILON).to(weight.dtype),
         "weight_beta": mean.to(weight.dtype),
     }
 
 
-def check_standardisable(layer: ConvLayer) -> None:
-    """Refuses a kernel that has no variance.
-
-    Raises:
-        ValueError: If the kernel has one element per output channel.
-    """
-    _, channels, height, width = layer.plain_weight_shape
-    if channels * height * width == 1:
-        raise ValueError(
-            f"{type(layer).__name__} divides each kernel by its standard deviation, and one number "
-            f"has none: kernel_size={layer.kernel_size}, groups={layer.groups} cannot be served"
-        )
-
-
-def init_convolution(weight: Tensor, bias: Tensor | None) -> None:
-    """``nn.Conv2d``'s own initialisation: uniform within 1 / sqrt(fan-in)."""
-    nn.init.kaiming_uniform_(weight, a=5**0.5)
-    if bias is not None:
-        bound = weight[0].numel() ** -0.5
-        nn.init.uniform_(bias, -bound, bound)
-
-
 def _at_least_float32(tensor: Tensor) -> Tensor:
     return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
-
-
-def _deviation_and_mean(weight: Tensor) -> tuple[Tensor, Tensor]:
-    variance, mean = torch.var_mean(weight, dim=(1, 2, 3), keepdim=True)
-    return torch.sqrt(variance + EPSILON), mean

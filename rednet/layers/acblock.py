@@ -1,0 +1,200 @@
+"""Asymmetric convolution block."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from rednet.layers.base import ConvLayer
+from rednet.layers.folding import is_affine, scale_and_shift, scale_filters
+from rednet.ops.geometry import IntOrPair, Pair
+from rednet.registry import CONV_LAYERS
+
+BRANCHES = ("square", "ver", "hor")
+
+
+@CONV_LAYERS.register_module()
+class ACBlock(ConvLayer):
+    """Asymmetric convolution block: the sum of a k x k, a k x 1 and a 1 x k convolution.
+
+    Each branch has its own batch norm. In training the thin kernels strengthen the middle row and
+    column of the square one; in eval mode the three branches are computed as the one convolution
+    that they amount to, and ``switch_to_deploy`` makes the block that convolution.
+
+    From `ACNet: Strengthening the Kernel Skeletons for Powerful CNN via Asymmetric Convolution
+    Blocks <https://arxiv.org/abs/1908.03930>`_. The state_dict has the published keys.
+
+    Args:
+        in_channels: Channels of the input.
+        out_channels: Channels of the output.
+        kernel_size: Height and width of the square kernel.
+        stride: Step between output pixels.
+        padding: Pixels added on both ends of each side, or ``'same'`` or ``'valid'``. A thin
+            kernel sees ``dilation * (kernel_size // 2)`` pixels less on its thin side, so that it
+            lies on the middle of the square one; where nothing is left, the input is cropped.
+        dilation: Distance between kernel elements.
+        groups: Blocks that the channels are split into.
+        bias: No effect: the norms have one, and so has the deployed convolution.
+        padding_mode: ``'zeros'``, ``'reflect'``, ``'replicate'`` or ``'circular'``.
+        deploy: Whether to build the deployed form, ``fused_conv`` alone.
+        gamma_init: Initial scale of the three norms; None for 1.
+        use_affine: Whether the norms have a scale and a shift to learn.
+
+    Shape:
+        - Input: (N, in_channels, H, W)
+        - Output: (N, out_channels, Ho, Wo), as ``nn.Conv2d`` gives for the same arguments.
+
+    Raises:
+        TypeError: If an argument has the wrong type.
+        ValueError: If an argument has a value that cannot be served.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: IntOrPair,
+        stride: IntOrPair = 1,
+        padding: str | IntOrPair = 0,
+        dilation: IntOrPair = 1,
+        groups: int = 1,
+        bias: bool = True,
+        padding_mode: str = "zeros",
+        *,
+        deploy: bool = False,
+        gamma_init: float | None = None,
+        use_affine: bool = True,
+    ) -> None:
+        super().__init__(
+            in_channels, out_channels, kernel_size, stride, padding, dilation, groups, padding_mode
+        )
+        if gamma_init is not None and not use_affine:
+            raise ValueError(
+                f"gamma_init must be None with use_affine=False, which leaves no scale to "
+                f"initialise, got {gamma_init!r}"
+            )
+        self.register_parameter("bias", None)
+        self.deploy = deploy
+        self.gamma_init = gamma_init
+        self.use_affine = use_affine
+        if deploy:
+            weight = torch.empty(self.plain_weight_shape)
+            self.fused_conv = self.plain_convolution(weight, torch.empty(out_channels))
+        else:
+            self._add_branches()
+        self.init_weights()
+
+    def _add_branches(self) -> None:
+        height, width = self.kernel_size
+        # The norms come first, because tools that fold a norm into the convolution registered
+        # before it must leave the branches together.
+        for name in BRANCHES:
+            norm = nn.BatchNorm2d(self.out_channels, affine=self.use_affine)
+            self.add_module(f"{name}_bn", norm)
+        for name, size in zip(BRANCHES, ((height, width), (height, 1), (1, width)), strict=True):
+            convolution = nn.Conv2d(
+                self.in_channels,
+                self.out_channels,
+                size,
+                self.stride,
+                dilation=self.dilation,
+                groups=self.groups,
+                bias=False,
+            )
+            self.add_module(f"{name}_conv", convolution)
+
+    def init_weights(self) -> None:
+        """The initialisation of ``nn.Conv2d`` and ``nn.BatchNorm2d``, and ``gamma_init``."""
+        for module in self.children():
+            module.reset_parameters()
+            if isinstance(module, nn.BatchNorm2d) and self.gamma_init is not None:
+                nn.init.constant_(module.weight, self.gamma_init)
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Maps (N, in_channels, H, W) to (N, out_channels, Ho, Wo)."""
+        self.check_input(input)
+        if self.deploy:
+            return self.fused_conv(input)
+        if all(is_affine(norm) for norm in self._norms()):
+            return self.convolve(input, *self.fuse())
+        padded, padding = self.pad(input)
+        square, ver, hor = self._norms()
+        output = square(self._convolved(padded, self.square_conv, padding))
+        output = output + ver(self._thin(padded, self.ver_conv, padding, 1))
+        return output + hor(self._thin(padded, self.hor_conv, padding, 0))
+
+    def _norms(self) -> tuple[nn.BatchNorm2d, nn.BatchNorm2d, nn.BatchNorm2d]:
+        return self.square_bn, self.ver_bn, self.hor_bn
+
+    def _thin(self, input: Tensor, convolution: nn.Conv2d, padding: Pair, side: int) -> Tensor:
+        """A thin branch: its kernel lies on the element ``kernel_size // 2`` of ``side``."""
+        before = self.dilation[side] * (self.kernel_size[side] // 2)
+        after = self.dilation[side] * (self.kernel_size[side] - 1) - before
+        first, last = padding[side] - before, padding[side] - after
+        left = list(padding)
+        if first == last >= 0:
+            left[side] = first
+        else:
+            left[side] = 0
+            # A negative amount crops.
+            input = F.pad(input, (0, 0, first, last) if side == 0 else (first, last))
+        return self._convolved(input, convolution, (left[0], left[1]))
+
+    def _convolved(self, input: Tensor, convolution: nn.Conv2d, padding: Pair) -> Tensor:
+        weight = convolution.weight
+        return F.conv2d(input, weight, None, self.stride, padding, self.dilation, self.groups)
+
+    def fuse(self) -> tuple[Tensor, Tensor]:
+        """The one convolution that the block is in eval mode.
+
+        Returns:
+            Its weight, (out_channels, in_channels / groups, Kh, Kw), and bias, (out_channels,).
+        """
+        scales, shifts = zip(*(scale_and_shift(norm) for norm in self._norms()), strict=True)
+        rows, columns = self.kernel_size[0] // 2, self.kernel_size[1] // 2
+        ver = scale_filters(self.ver_conv.weight, scales[1])
+        hor = scale_filters(self.hor_conv.weight, scales[2])
+        weight = scale_filters(self.square_conv.weight, scales[0])
+        weight = weight + F.pad(ver, (columns, self.kernel_size[1] - 1 - columns))
+        weight = weight + F.pad(hor, (0, 0, rows, self.kernel_size[0] - 1 - rows))
+        dtype = self.square_conv.weight.dtype
+        return weight.to(dtype), sum(shifts).to(dtype)
+
+    @torch.no_grad()
+    def switch_to_deploy(self) -> nn.Module:
+        """The block itself, with ``fused_conv`` in place of its branches."""
+        if not self.deploy:
+            self.fused_conv = self.plain_convolution(*self.fuse())
+            for name in BRANCHES:
+                delattr(self, f"{name}_conv")
+                delattr(self, f"{name}_bn")
+            self.deploy = True
+        return self
+
+    def adapt_plain_state(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
+        """In eval mode the block computes what the convolution computed.
+
+        The square branch is the convolution, and the thin ones are switched off: by their norms'
+        scales, so that their kernels keep their initialisation and training wakes them, or, where
+        the norms have none, by their kernels.
+        """
+        weight = state["weight"]
+        bias = state.get("bias", weight.new_zeros(self.out_channels))
+        if self.deploy:
+            return {"fused_conv.weight": weight, "fused_conv.bias": bias}
+        adapted = {"square_conv.weight": weight}
+        for name, norm in zip(BRANCHES, self._norms(), strict=True):
+            adapted[f"{name}_bn.running_mean"] = torch.zeros_like(norm.running_mean)
+            adapted[f"{name}_bn.running_var"] = torch.full_like(norm.running_var, 1 - norm.eps)
+        if self.use_affine:
+            for name in BRANCHES:
+                adapted[f"{name}_bn.weight"] = torch.full_like(bias, float(name == "square"))
+                adapted[f"{name}_bn.bias"] = torch.zeros_like(bias)
+            adapted["square_bn.bias"] = bias
+        else:
+            adapted["square_bn.running_mean"] = -bias
+            for name in BRANCHES[1:]:
+                thin = getattr(self, f"{name}_conv").weight
+                adapted[f"{name}_conv.weight"] = torch.zeros_like(thin)
+        return adapted

@@ -1,0 +1,37 @@
+"""Batch norms in eval mode as what they are: a scale and a shift of each channel."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn.modules.batchnorm import _BatchNorm
+
+
+def is_affine(norm: _BatchNorm) -> bool:
+    """Whether the norm uses its running statistics, so that it only scales and shifts."""
+    return not norm.training and norm.running_mean is not None
+
+
+def scale_and_shift(norm: _BatchNorm) -> tuple[Tensor, Tensor]:
+    """The scale and the shift that the norm applies in eval mode.
+
+    Args:
+        norm: A batch norm with running statistics.
+
+    Returns:
+        Two tensors, (C,), of float32 for a 16-bit norm and else of its dtype, through which the
+        gradients of the norm's parameters flow.
+    """
+    dtype = torch.promote_types(norm.running_var.dtype, torch.float32)
+    scale = torch.rsqrt(norm.running_var.to(dtype) + norm.eps)
+    if norm.weight is not None:
+        scale = scale * norm.weight.to(dtype)
+    shift = -norm.running_mean.to(dtype) * scale
+    if norm.bias is not None:
+        shift = shift + norm.bias.to(dtype)
+    return scale, shift
+
+
+def scale_filters(weight: Tensor, scale: Tensor) -> Tensor:
+    """Multiplies each output channel's kernel, in the scale's dtype."""
+    return weight.to(scale.dtype) * scale.view(-1, *(1,) * (weight.dim() - 1))

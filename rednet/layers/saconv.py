@@ -1,0 +1,271 @@
+"""Switchable atrous convolution."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from types import ModuleType
+
+import torch
+import torch.nn.functional as F
+from mmengine.model import constant_init
+from torch import Tensor, nn
+
+from rednet.layers.conv_aws import StandardisedConv, standardised_state
+from rednet.layers.padding import pad_image
+from rednet.ops.geometry import IntOrPair, Pair
+from rednet.registry import CONV_LAYERS
+
+SWITCH_RADIUS = 2
+ATROUS_RATE = 3
+
+
+@CONV_LAYERS.register_module()
+class SAConv2d(StandardisedConv):
+    """Switchable atrous convolution: one kernel at two dilations, mixed pixel by pixel.
+
+    The standardised kernel runs over the input at the layer's dilation and, with ``weight_diff``
+    added, at three times that dilation. A switch, computed from the 5 x 5 average of the input,
+    says how much of each goes into an output pixel. Before and after, a 1 x 1 convolution of the
+    image's global average is added as context. A new layer, and one that has loaded a plain
+    convolution's weights, computes its convolution at the layer's dilation alone.
+
+    From `DetectoRS <https://arxiv.org/abs/2006.02334>`_. The state_dict has the keys of mmcv's
+    ``SAC``; the ``bias`` of its checkpoints, which no output uses, is dropped.
+
+    Args:
+        in_channels: Channels of the input.
+        out_channels: Channels of the output.
+        kernel_size: Height and width of the kernel.
+        stride: Step between output pixels.
+        padding: Pixels added on both ends of each side, or ``'same'`` or ``'valid'``. The kernel
+            at three times the dilation gets as much more as keeps its centre in place.
+        dilation: Distance between kernel elements.
+        groups: Blocks that the channels are split into.
+        bias: No effect: the bias of the context that is added to the output serves as one.
+        padding_mode: ``'zeros'``, ``'reflect'``, ``'replicate'`` or ``'circular'``.
+        use_deform: Whether both convolutions are deformable. Needs mmcv with its operators, which
+            cannot be exported, compiled in one graph or differentiated twice.
+
+    Shape:
+        - Input: (N, in_channels, H, W)
+        - Output: (N, out_channels, Ho, Wo), as ``nn.Conv2d`` gives for the same arguments.
+
+    Raises:
+        TypeError: If an argument has the wrong type.
+        ValueError: If an argument has a value that cannot be served.
+        ImportError: If ``use_deform`` is set and mmcv has no operators.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: IntOrPair,
+        stride: IntOrPair = 1,
+        padding: str | IntOrPair = 0,
+        dilation: IntOrPair = 1,
+        groups: int = 1,
+        bias: bool = True,
+        padding_mode: str = "zeros",
+        *,
+        use_deform: bool = False,
+    ) -> None:
+        super().__init__(
+            in_channels, out_channels, kernel_size, stride, padding, dilation, groups, padding_mode
+        )
+        self.register_parameter("bias", None)
+        self.use_deform = use_deform
+        self.deploy = False
+        self.weight_diff = nn.Parameter(torch.empty_like(self.weight))
+        self.switch = nn.Conv2d(in_channels, 1, 1, self.stride)
+        self.pre_context = nn.Conv2d(in_channels, in_channels, 1)
+        self.post_context = nn.Conv2d(out_channels, out_channels, 1)
+        if use_deform:
+            _mmcv_ops()
+            coordinates = 2 * self.kernel_size[0] * self.kernel_size[1]
+            self.offset_s = nn.Conv2d(in_channels, coordinates, 3, self.stride, padding=1)
+            self.offset_l = nn.Conv2d(in_channels, coordinates, 3, self.stride, padding=1)
+        self.init_weights()
+
+    def init_weights(self) -> None:
+        """``nn.Conv2d``'s initialisation for the weight; the rest starts without effect."""
+        super().init_weights()
+        nn.init.zeros_(self.weight_diff)
+        constant_init(self.switch, 0, bias=1)
+        for context in (self.pre_context, self.post_context):
+            constant_init(context, 0)
+        if self.use_deform:
+            for offset in (self.offset_s, self.offset_l):
+                constant_init(offset, 0)
+
+    def adapt_plain_state(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
+        """The layer computes what the convolution computed."""
+        adapted = {key: torch.zeros_like(value) for key, value in self.state_dict().items()}
+        for key, value in standardised_state(state["weight"]).items():
+            if key in adapted:
+                adapted[key] = value
+        adapted["switch.bias"] = torch.ones_like(self.switch.bias)
+        if "bias" in state:
+            adapted["post_context.bias"] = state["bias"]
+        return adapted
+
+    def kernel(self) -> Tensor:
+        """The standardised kernel; a deployed layer keeps this one alone."""
+        return self.weight if self.deploy else super().kernel()
+
+    @torch.no_grad()
+    def switch_to_deploy(self) -> nn.Module:
+        """The layer itself, with the standardised kernel as its weight."""
+        if not self.deploy:
+            self.weight = nn.Parameter(self.kernel())
+            self.weight_gamma = self.weight_beta = None
+            self.deploy = True
+        return self
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Maps (N, in_channels, H, W) to (N, out_channels, Ho, Wo)."""
+        self.check_input(input)
+        input = input + self.pre_context(_global_average(input))
+        small = self.kernel()
+        large = small + self.weight_diff
+        if self.use_deform:
+            average = self.centre(_average_5x5(input))
+            switch = self.switch(average)
+            near = self._deformed(input, self.offset_s(average), small, 1)
+            far = self._deformed(input, self.offset_l(average), large, ATROUS_RATE)
+        else:
+            switch = self._switch(input)
+            near = self._convolved(input, small, 1)
+            far = self._convolved(input, large, ATROUS_RATE)
+        output = far + switch.to(far.dtype) * (near - far)
+        return output + self.post_context(_global_average(output))
+
+    def _switch(self, input: Tensor) -> Tensor:
+        """The switch, (N, 1, Ho, Wo): averaged after the 1 x 1 convolution, over one channel."""
+        projected = F.conv2d(input, self.switch.weight)
+        average = self.centre(_average_5x5(projected))[..., :: self.stride[0], :: self.stride[1]]
+        return average + self.switch.bias.to(average.dtype)
+
+    def _convolved(self, input: Tensor, kernel: Tensor, rate: int) -> Tensor:
+        padded, padding = self._pad_at(rate, input)
+        return F.conv2d(
+            padded, kernel, None, self.stride, padding, self._dilation_at(rate), self.groups
+        )
+
+    def _deformed(self, input: Tensor, offset: Tensor, kernel: Tensor, rate: int) -> Tensor:
+        padded, padding = self._pad_at(rate, input)
+        return _deform_conv2d(
+            padded, offset, kernel, self.stride, padding, self._dilation_at(rate), self.groups
+        )
+
+    def _dilation_at(self, rate: int) -> Pair:
+        return rate * self.dilation[0], rate * self.dilation[1]
+
+    def _pad_at(self, rate: int, input: Tensor) -> tuple[Tensor, Pair]:
+        """Pads so that the kernel at ``rate`` times the dilation keeps its centre.
+
+        With the usual padding of d (K - 1) / 2 this is ``rate`` times the padding.
+
+        Returns:
+            The padded input and the zero padding that is left to the kernel.
+        """
+        extra = [
+            (rate - 1) * dilation * (size - 1) // 2
+            for dilation, size in zip(self.dilation, self.kernel_size, strict=True)
+        ]
+        before = (self.padding_before[0] + extra[0], self.padding_before[1] + extra[1])
+        after = (self.padding_after[0] + extra[0], self.padding_after[1] + extra[1])
+        if self.padding_mode == "zeros" and before == after:
+            return input, before
+        return pad_image(input, before, after, self.padding_mode), (0, 0)
+
+    def _load_from_state_dict(
+        self, state_dict: dict[str, Tensor], prefix: str, *args: object, **kwargs: object
+    ) -> None:
+        if prefix + "weight_diff" in state_dict:
+            state_dict.pop(prefix + "bias", None)
+        super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
+
+
+def _global_average(image: Tensor) -> Tensor:
+    return image.mean((2, 3), keepdim=True)
+
+
+def _average_5x5(image: Tensor) -> Tensor:
+    """The average around each pixel, of a map that is reflected at its borders."""
+    border = (SWITCH_RADIUS, SWITCH_RADIUS)
+    return F.avg_pool2d(pad_image(image, border, border, "reflect"), 2 * SWITCH_RADIUS + 1, 1)
+
+
+def _mmcv_ops() -> ModuleType:
+    try:
+        import mmcv.ops
+    except ImportError as error:
+        raise ImportError(
+            "use_deform=True needs mmcv with its operators (mmcv.ops); mmcv-lite has none"
+        ) from error
+    return mmcv.ops
+
+
+def _deform_conv2d(
+    input: Tensor,
+    offset: Tensor,
+    weight: Tensor,
+    stride: Pair,
+    padding: Pair,
+    dilation: Pair,
+    groups: int,
+) -> Tensor:
+    """Deformable convolution by mmcv, for every floating dtype, image size and batch size.
+
+    Args:
+        input: (N, C, H, W).
+        offset: (N, 2 * Kh * Kw, Ho, Wo), which also gives the output's dtype.
+        weight: (out_channels, C / groups, Kh, Kw).
+        stride: As of a convolution; so are the arguments that follow.
+        padding: Zeros added on both ends of each side.
+        dilation: Distance between kernel elements.
+        groups: Blocks that the channels are split into.
+
+    Returns:
+        (N, out_channels, Ho, Wo).
+    """
+    if len(input) == 0:
+        return F.conv2d(input, weight, None, stride, padding, dilation, groups)
+    dtype = torch.promote_types(offset.dtype, torch.float32)
+    height, width = offset.shape[2:]
+    input, grown = _at_least(input, weight.shape[2:], stride)
+    with torch.autocast(input.device.type, enabled=False):
+        output = _mmcv_ops().deform_conv2d(
+            input.to(dtype).contiguous(),
+            F.pad(offset.to(dtype), (0, grown[1], 0, grown[0])),
+            weight.to(dtype).contiguous(),
+            stride,
+            padding,
+            dilation,
+            groups,
+            1,
+            False,
+            _step(len(input)),
+        )
+    return output[..., :height, :width].to(offset.dtype)
+
+
+def _at_least(input: Tensor, size: Sequence[int], stride: Pair) -> tuple[Tensor, Pair]:
+    """Adds zeros below and on the right of an image that is smaller than the kernel.
+
+    mmcv refuses such an image. It reads zeros there anyway, so the output only grows.
+
+    Returns:
+        The image and how much the output's height and width grow.
+    """
+    missing = [max(0, size[side] - input.shape[2 + side]) for side in (0, 1)]
+    missing = [-(-amount // step) * step for amount, step in zip(missing, stride, strict=True)]
+    if any(missing):
+        input = F.pad(input, (0, missing[1], 0, missing[0]))
+    return input, (missing[0] // stride[0], missing[1] // stride[1])
+
+
+def _step(batch: int) -> int:
+    """How many images mmcv takes at a time: at most 32, and it wants a divisor of the batch."""
+    return max(step for step in range(1, min(batch, 32) + 1) if batch % step == 0)

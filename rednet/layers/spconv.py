@@ -1,0 +1,145 @@
+"""Split-based convolution."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from rednet.layers.base import ConvLayer
+from rednet.layers.folding import scale_and_shift, scale_filters
+from rednet.ops.geometry import IntOrPair
+from rednet.registry import CONV_LAYERS
+
+GROUPS = 2
+
+
+@CONV_LAYERS.register_module()
+class SPConv2d(ConvLayer):
+    """Split-based convolution: a full kernel for some of the channels, 1 x 1 kernels for the rest.
+
+    The first ``ratio`` of the channels goes through the kernel in two groups and, for what the
+    groups keep apart, through a 1 x 1 convolution. The other channels, taken to be redundant, go
+    through a 1 x 1 convolution alone. The two results, each normalised, are summed with weights
+    per channel: a softmax over their global averages. With a stride, the 1 x 1 convolutions see
+    the average of the ``stride`` x ``stride`` pixels at the window's centre.
+
+    From `Split to Be Slim: An Overlooked Redundancy in Vanilla Convolution
+    <https://arxiv.org/abs/2006.12085>`_. The state_dict has the published keys.
+
+    Args:
+        in_channels: Channels of the input.
+        out_channels: Channels of the output, an even number.
+        kernel_size: Height and width of the kernel; 3 in the paper.
+        stride: Step between output pixels.
+        padding: Pixels added on both ends of each side, or ``'same'`` or ``'valid'``.
+        dilation: Distance between kernel elements.
+        groups: 1: the layer splits the channels itself.
+        bias: No effect: the norms of both parts have one.
+        padding_mode: ``'zeros'``, ``'reflect'``, ``'replicate'`` or ``'circular'``.
+        ratio: Share of the input channels that the kernel sees. Both parts must hold channels,
+            and the kernel's part an even number.
+
+    Shape:
+        - Input: (N, in_channels, H, W)
+        - Output: (N, out_channels, Ho, Wo), as ``nn.Conv2d`` gives for the same arguments.
+
+    Raises:
+        TypeError: If an argument has the wrong type.
+        ValueError: If an argument has a value that cannot be served.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: IntOrPair,
+        stride: IntOrPair = 1,
+        padding: str | IntOrPair = 0,
+        dilation: IntOrPair = 1,
+        groups: int = 1,
+        bias: bool = True,
+        padding_mode: str = "zeros",
+        *,
+        ratio: float = 0.5,
+    ) -> None:
+        super().__init__(
+            in_channels, out_channels, kernel_size, stride, padding, dilation, groups, padding_mode
+        )
+        if groups != 1:
+            raise ValueError(f"SPConv2d splits the channels itself: groups must be 1, got {groups}")
+        if out_channels % GROUPS:
+            raise ValueError(f"out_channels must be a multiple of {GROUPS}, got {out_channels}")
+        self.register_parameter("bias", None)
+        self.ratio = ratio
+        split = _split(in_channels, ratio)
+        # The norms come first, because tools that fold a norm into the convolution registered
+        # before it must not take any of these for such a pair.
+        self.bn1 = nn.BatchNorm2d(out_channels)
+        self.bn2 = nn.BatchNorm2d(out_channels)
+        self.gwc = nn.Conv2d(split[0], out_channels, self.kernel_size, groups=GROUPS, bias=False)
+        self.pwc = nn.Conv2d(split[0], out_channels, 1, bias=False)
+        self.conv1x1 = nn.Conv2d(split[1], out_channels, 1)
+        self.init_weights()
+
+    def init_weights(self) -> None:
+        """The initialisation of ``nn.Conv2d`` and ``nn.BatchNorm2d``."""
+        for module in self.children():
+            module.reset_parameters()
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Maps (N, in_channels, H, W) to (N, out_channels, Ho, Wo)."""
+        self.check_input(input)
+        split = (self.pwc.in_channels, self.conv1x1.in_channels)
+        kept = input[:, : split[0]]
+        kept_centres, rest_centres = self.window_centres(input).split(split, dim=1)
+        full = self.bn1(self._grouped(kept) + self.pwc(kept_centres))
+        slim = self.bn2(self.conv1x1(rest_centres))
+        # A softmax over two averages is a sigmoid of their difference.
+        difference = full - slim
+        share = torch.sigmoid(difference.mean((2, 3), keepdim=True))
+        return slim + share * difference
+
+    def _grouped(self, kept: Tensor) -> Tensor:
+        padded, padding = self.pad(kept)
+        weight, bias = self.gwc.weight, self.gwc.bias
+        return F.conv2d(padded, weight, bias, self.stride, padding, self.dilation, GROUPS)
+
+    @torch.no_grad()
+    def switch_to_deploy(self) -> nn.Module:
+        """The layer itself, with both norms folded into its convolutions."""
+        if isinstance(self.bn1, nn.Identity):
+            return self
+        for convolutions, name in (((self.gwc, self.pwc), "bn1"), ((self.conv1x1,), "bn2")):
+            scale, shift = scale_and_shift(getattr(self, name))
+            for convolution in convolutions:
+                weight = scale_filters(convolution.weight, scale).to(convolution.weight.dtype)
+                convolution.weight = nn.Parameter(weight)
+            first = convolutions[0]
+            bias = shift if first.bias is None else shift + scale * first.bias
+            first.bias = nn.Parameter(bias.to(first.weight.dtype))
+            setattr(self, name, nn.Identity())
+        return self
+
+
+def _split(in_channels: int, ratio: float) -> tuple[int, int]:
+    """How many channels the kernel sees, and how many it does not.
+
+    Raises:
+        TypeError: If the ratio is no number.
+        ValueError: If a part has no channels, or the kernel's cannot be split in two groups.
+    """
+    if isinstance(ratio, bool) or not isinstance(ratio, (int, float)):
+        raise TypeError(f"ratio must be a number, got {ratio!r}")
+    kept = int(in_channels * ratio)
+    if not 0 < kept < in_channels:
+        raise ValueError(
+            f"ratio must leave channels to both parts: ratio={ratio} of in_channels={in_channels} "
+            f"gives {kept} and {in_channels - kept}"
+        )
+    if kept % GROUPS:
+        raise ValueError(
+            f"the kernel's part of the channels is split in {GROUPS} groups: ratio={ratio} of "
+            f"in_channels={in_channels} gives {kept}, which is no multiple of {GROUPS}"
+        )
+    return kept, in_channels - kept

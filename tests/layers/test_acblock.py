@@ -1,0 +1,140 @@
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from rednet.layers import ACBlock
+from tests.layers.cases import randomised
+from tests.tolerances import assert_close
+
+
+def test_golden_vectors(golden: Callable) -> None:
+    vectors = golden("acb_k3_s2")
+    block = ACBlock(8, 12, 3, stride=2, padding=1)
+    compared = vectors.check(block)
+    assert len(compared) == 11
+    weight, bias = block.fuse()
+    torch.testing.assert_close(weight, vectors.deploy["weight"])
+    torch.testing.assert_close(bias, vectors.deploy["bias"])
+
+
+def _published(block: ACBlock, image: Tensor) -> Tensor:
+    """The three branches by the book, with the thin kernels as square ones of mostly zeros."""
+    rows, columns = (size // 2 for size in block.kernel_size)
+    output = 0
+    for name in ("square", "ver", "hor"):
+        weight = torch.zeros(block.plain_weight_shape, dtype=image.dtype)
+        thin = getattr(block, f"{name}_conv").weight
+        if name == "square":
+            weight = thin
+        elif name == "ver":
+            weight[..., columns : columns + 1] = thin
+        else:
+            weight[..., rows : rows + 1, :] = thin
+        output = output + getattr(block, f"{name}_bn")(block.convolve(image, weight))
+    return output
+
+
+GEOMETRIES = [
+    dict(kernel_size=3, padding=1),
+    dict(kernel_size=3, padding=2, stride=2, dilation=2),
+    dict(kernel_size=3, padding=0, groups=2),
+    dict(kernel_size=5, padding=1, stride=2),
+    dict(kernel_size=5, padding=4),
+    dict(kernel_size=(3, 5), padding=(2, 0), dilation=(1, 2)),
+    dict(kernel_size=2, padding=1),
+    dict(kernel_size=4, padding=0, stride=(1, 2)),
+    dict(kernel_size=4, padding="same"),
+    dict(kernel_size=1),
+    dict(kernel_size=3, padding=1, padding_mode="reflect"),
+    dict(kernel_size=(4, 3), padding=2, padding_mode="circular"),
+]
+
+
+@pytest.mark.parametrize("geometry", GEOMETRIES, ids=str)
+@pytest.mark.parametrize("training", [True, False])
+def test_thin_kernels_lie_on_the_middle_of_the_square_one(geometry: dict, training: bool) -> None:
+    block = randomised(ACBlock(4, 6, **geometry)).double().train(training)
+    other = copy.deepcopy(block)
+    image = torch.randn(2, 4, 9, 12, dtype=torch.float64)
+    assert_close(block(image), _published(other, image))
+    torch.testing.assert_close(block.state_dict(), other.state_dict())
+
+
+@pytest.mark.parametrize("geometry", GEOMETRIES, ids=str)
+def test_deployed_it_is_one_convolution(geometry: dict) -> None:
+    block = randomised(ACBlock(4, 6, **geometry)).eval()
+    image = torch.randn(2, 4, 9, 12)
+    expected = block(image)
+    deployed = block.switch_to_deploy()
+    assert deployed is block and block.deploy
+    assert sorted(block.state_dict()) == ["fused_conv.bias", "fused_conv.weight"]
+    torch.testing.assert_close(block(image), expected)
+    torch.testing.assert_close(block.switch_to_deploy()(image), expected)
+    built = ACBlock(4, 6, **geometry, deploy=True)
+    built.load_state_dict(block.state_dict(), strict=True)
+    torch.testing.assert_close(built(image), expected)
+
+
+def test_norms_in_eval_mode_alone_make_it_one_convolution(monkeypatch: pytest.MonkeyPatch) -> None:
+    block = randomised(ACBlock(4, 6, 3, padding=1))
+    image = torch.randn(2, 4, 5, 5)
+    expected = copy.deepcopy(block).eval()(image)
+    for norm in (block.square_bn, block.ver_bn, block.hor_bn):
+        norm.eval()
+    assert block.training
+    torch.testing.assert_close(block(image), expected)
+    block.hor_bn.train()
+    assert not torch.allclose(block(image), expected)
+
+
+@pytest.mark.parametrize("use_affine", [True, False])
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("deploy", [True, False])
+def test_with_a_plain_convolutions_weights_it_is_the_convolution(
+    use_affine: bool, bias: bool, deploy: bool
+) -> None:
+    convolution = nn.Conv2d(4, 6, 3, padding=1, bias=bias)
+    block = ACBlock(4, 6, 3, padding=1, use_affine=use_affine, deploy=deploy).eval()
+    randomised(block).load_state_dict(convolution.state_dict(), strict=True)
+    image = torch.randn(2, 4, 5, 5)
+    torch.testing.assert_close(block(image), convolution(image))
+
+
+def test_thin_kernels_learn_after_a_plain_convolutions_weights() -> None:
+    block = ACBlock(4, 6, 3, padding=1)
+    block.load_state_dict(nn.Conv2d(4, 6, 3).state_dict())
+    block(torch.randn(2, 4, 5, 5)).square().sum().backward()
+    assert block.ver_bn.weight.grad.abs().min() > 0
+
+
+def test_gamma_init() -> None:
+    block = ACBlock(4, 6, 3, gamma_init=1 / 3)
+    for norm in (block.square_bn, block.ver_bn, block.hor_bn):
+        torch.testing.assert_close(norm.weight, torch.full((6,), 1 / 3))
+    with pytest.raises(ValueError, match=r"gamma_init must be None with use_affine=False.*got 0.5"):
+        ACBlock(4, 6, 3, gamma_init=0.5, use_affine=False)
+
+
+def test_tools_that_fold_norms_leave_the_branches_alone() -> None:
+    from mmcv.cnn.utils import fuse_conv_bn
+
+    block = randomised(ACBlock(4, 6, 3, padding=1)).eval()
+    image = torch.randn(2, 4, 5, 5)
+    expected = block(image)
+    torch.testing.assert_close(fuse_conv_bn(block)(image), expected)
+
+
+def test_cropping_reads_only_what_the_square_kernel_reads() -> None:
+    block = randomised(ACBlock(1, 1, 3)).train()
+    image = torch.randn(1, 1, 5, 5)
+    image[..., 0, 0] = torch.nan
+    ver = block._thin(image, block.ver_conv, (0, 0), 1)
+    expected = F.conv2d(image[..., 1:-1], block.ver_conv.weight)
+    torch.testing.assert_close(ver, expected)
+    assert ver.isfinite().all()
