@@ -1,7 +1,10 @@
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 import torch
+from mmengine.runner.checkpoint import load_state_dict
 from torch import nn
 
 from rednet.layers.base import ConvLayer, positive_int
@@ -45,3 +48,55 @@ def test_channels_are_multiples_of_groups() -> None:
 def test_repr_shows_what_is_not_default() -> None:
     text = repr(ConvLayer(2, 4, 3, padding=1, groups=2))
     assert text == "ConvLayer(2, 4, kernel_size=(3, 3), stride=(1, 1), padding=(1, 1), groups=2)"
+
+
+class _Doubling(ConvLayer):
+    """Stores twice the weight of the convolution, and a gain of its own."""
+
+    def __init__(self) -> None:
+        super().__init__(2, 4, 3, groups=2)
+        self.weight = nn.Parameter(torch.zeros(self.plain_weight_shape))
+        self.gain = nn.Parameter(torch.ones(1))
+
+    def adapt_plain_state(self, state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        adapted = {"weight": 2 * state["weight"]}
+        return {**adapted, "bias": state["bias"]} if "bias" in state else adapted
+
+
+def _plain(**arguments: object) -> nn.Conv2d:
+    return nn.Conv2d(
+        **{**dict(in_channels=2, out_channels=4, kernel_size=3, groups=2, bias=False), **arguments}
+    )
+
+
+@pytest.mark.parametrize("load", [nn.Module.load_state_dict, load_state_dict])
+def test_a_plain_convolutions_weights_are_adapted(load: Callable) -> None:
+    model, plain = nn.ModuleList([_Doubling(), _plain()]), nn.ModuleList([_plain(), _plain()])
+    state = plain.state_dict()
+    load(model, state, strict=True)
+    torch.testing.assert_close(model[0].weight, 2 * plain[0].weight)
+    torch.testing.assert_close(model[0].gain, torch.ones(1))
+    torch.testing.assert_close(model[1].weight, plain[1].weight)
+    assert sorted(state) == ["0.weight", "1.weight"], "the caller's checkpoint was changed"
+
+
+def test_the_layers_own_weights_are_loaded_as_they_are() -> None:
+    state = {"weight": torch.ones(4, 1, 3, 3), "gain": torch.full((1,), 5.0)}
+    layer = _Doubling()
+    layer.load_state_dict(state, strict=True)
+    torch.testing.assert_close(layer.state_dict(), state)
+
+
+def test_plain_weights_that_do_not_fit_are_named() -> None:
+    with pytest.raises(RuntimeError, match=r"size mismatch for weight.*4, 1, 5, 5"):
+        _Doubling().load_state_dict(_plain(kernel_size=5).state_dict())
+    with pytest.raises(RuntimeError, match='Unexpected key.*"bias"'):
+        _Doubling().load_state_dict(_plain(bias=True).state_dict())
+
+
+def test_a_layer_without_the_convolution_takes_none_of_its_weights() -> None:
+    class Other(ConvLayer):
+        pass
+
+    result = Other(2, 4, 3, groups=2).load_state_dict(_plain().state_dict(), strict=False)
+    assert result.unexpected_keys == ["weight"]
