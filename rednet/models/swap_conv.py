@@ -9,10 +9,11 @@ from typing import Any
 from mmcv.cnn import build_conv_layer
 from torch import nn
 
+from rednet.errors import ArgumentError
 from rednet.layers.base import ConvLayer
 from rednet.models.plain_weights import report_plain_weights
 from rednet.ops.geometry import Pair, pair
-from rednet.registry import MODELS
+from rednet.registry import CONV_LAYERS, MODELS
 
 Patterns = str | Sequence[str]
 
@@ -49,7 +50,7 @@ def swap_conv(
 
     Raises:
         TypeError: If an argument has the wrong type.
-        ValueError: If no convolution matches, or if a layer cannot have a convolution's geometry.
+        ArgumentError: If no convolution matches, or a layer cannot have a convolution's geometry.
 
     Example:
         >>> block = nn.Sequential(nn.Conv2d(16, 16, 3, padding=1), nn.ReLU())
@@ -58,6 +59,8 @@ def swap_conv(
     """
     if not isinstance(conv_cfg, dict) or "type" not in conv_cfg:
         raise TypeError(f"conv_cfg must be a dict with the key 'type', got {conv_cfg!r}")
+    if isinstance(conv_cfg["type"], str) and CONV_LAYERS.get(conv_cfg["type"]) is None:
+        raise ArgumentError(f"conv_cfg: no layer is registered as {conv_cfg['type']!r}")
     convolutions = _convolutions(module)
     matching = {
         name: convolution
@@ -66,7 +69,7 @@ def swap_conv(
         and not _matches(name, _compiled("exclude", exclude or ()))
     }
     if not matching:
-        raise ValueError(_no_match(module, include, exclude, list(convolutions)))
+        raise ArgumentError(_no_match(module, include, exclude, list(convolutions)))
     layers = {
         id(convolution): _layer_like(name, convolution, conv_cfg, copy_weights)
         for name, convolution in matching.items()
@@ -101,7 +104,7 @@ def build_swapped(
 
     Raises:
         TypeError: If an argument has the wrong type.
-        ValueError: If no convolution matches, or if a layer cannot have a convolution's geometry.
+        ArgumentError: If no convolution matches, or a layer cannot have a convolution's geometry.
 
     Example:
         >>> neck = dict(
@@ -135,7 +138,7 @@ def _compiled(argument: str, patterns: Patterns) -> list[re.Pattern[str]]:
             re.compile(each) for each in ([patterns] if isinstance(patterns, str) else patterns)
         ]
     except (TypeError, re.error) as error:
-        raise ValueError(
+        raise ArgumentError(
             f"{argument} must be a regular expression or several, got {patterns!r}: {error}"
         ) from error
 
@@ -175,7 +178,7 @@ def _layer_like(
             arguments["padding"] = _following_padding(convolution, arguments)
         layer = build_conv_layer(arguments)
     except ValueError as error:
-        raise ValueError(f"{name or 'the module'}: {error}") from error
+        raise ArgumentError(f"{name or 'the module'}: {error}") from error
     if copy_weights:
         _copy_weights(convolution, layer)
     weight = convolution.weight
@@ -200,7 +203,7 @@ def _following_padding(convolution: nn.Conv2d, arguments: dict[str, Any]) -> Pai
         )
         padding = int(convolution.padding[side]) + growth // 2
         if growth % 2 or padding < 0:
-            raise ValueError(
+            raise ArgumentError(
                 f"no padding keeps the output's size with kernel_size={kernel_size} and "
                 f"dilation={dilation} in place of {convolution.kernel_size} and "
                 f"{convolution.dilation}; conv_cfg must give the padding"

@@ -118,6 +118,7 @@ def test_a_pattern_that_matches_nothing_lists_what_it_could_have() -> None:
     [
         (dict(conv_cfg="Involution2d"), TypeError, "conv_cfg must be a dict with the key 'type'"),
         (dict(conv_cfg=dict(kernel_size=3)), TypeError, "conv_cfg must be a dict with the key"),
+        (dict(conv_cfg=dict(type="None2d")), ValueError, "no layer is registered as 'None2d'"),
         (dict(module="FPN"), TypeError, "module must be a config dict with the key 'type'"),
         (dict(include="("), ValueError, "include must be a regular expression or several, got"),
         (dict(exclude=3), ValueError, "exclude must be a regular expression or several, got 3"),
