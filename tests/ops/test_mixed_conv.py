@@ -1,0 +1,234 @@
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from rednet.ops import mixed_conv
+from rednet.ops.mixed_conv import mixed_conv2d
+from tests.tolerances import assert_close
+
+GEOMETRIES = [
+    dict(size=(3, 3), stride=1, padding=1, dilation=1, groups=1),
+    dict(size=(3, 2), stride=(2, 1), padding=(0, 2), dilation=(1, 2), groups=2),
+    dict(size=(3, 3), stride=2, padding=1, dilation=2, groups=4),
+    dict(size=(1, 1), stride=1, padding=0, dilation=1, groups=1),
+    dict(size=(1, 1), stride=(2, 3), padding=0, dilation=1, groups=1),
+    dict(size=(1, 1), stride=1, padding=1, dilation=1, groups=2),
+]
+
+
+@pytest.fixture(params=["at once", "one by one", "two at a time"])
+def chunks(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """Runs a test with each number of samples that are convolved at a time."""
+    if request.param != "at once":
+        size = 1 if request.param == "one by one" else 2
+        monkeypatch.setattr(mixed_conv, "_chunk_size", lambda *_: size)
+    yield request.param
+
+
+def _case(
+    geometry: dict[str, Any], batch: int = 3, dtype: torch.dtype = torch.float64
+) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Random tensors and the window."""
+    size, groups = geometry["size"], geometry["groups"]
+    tensors = dict(
+        input=torch.randn(batch, 4, 7, 8),
+        experts=torch.randn(3, 8, 4 // groups, *size),
+        mixture=torch.randn(batch, 3),
+        taps=torch.randn(batch, size[0] * size[1]),
+        bias=torch.randn(batch, 8),
+    )
+    window = {key: value for key, value in geometry.items() if key != "size"}
+    return {name: tensor.to(dtype) for name, tensor in tensors.items()}, window
+
+
+def _reference(
+    input: Tensor,
+    experts: Tensor,
+    mixture: Tensor,
+    taps: Tensor | None = None,
+    bias: Tensor | None = None,
+    **window: Any,
+) -> Tensor:
+    """One sample after the other, one expert after the other."""
+    outputs = []
+    for n, image in enumerate(input):
+        kernel = sum(share * expert for share, expert in zip(mixture[n], experts, strict=True))
+        if taps is not None:
+            kernel = kernel * taps[n].view(experts.shape[3:])
+        outputs.append(F.conv2d(image[None], kernel, None if bias is None else bias[n], **window))
+    return torch.cat(outputs)
+
+
+@pytest.mark.parametrize("geometry", GEOMETRIES)
+@pytest.mark.parametrize("optional", [("taps", "bias"), ()])
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+def test_equals_one_convolution_a_sample(
+    geometry: dict, optional: tuple, layout: torch.memory_format, chunks: str
+) -> None:
+    tensors, window = _case(geometry)
+    for name in {"taps", "bias"}.difference(optional):
+        del tensors[name]
+    tensors["input"] = tensors["input"].contiguous(memory_format=layout)
+    output = mixed_conv2d(**tensors, **window)
+    assert output.is_contiguous(memory_format=layout)
+    assert_close(output, _reference(**tensors, **window))
+
+
+@pytest.mark.parametrize("geometry", GEOMETRIES)
+def test_gradients_are_the_references(geometry: dict, chunks: str) -> None:
+    tensors, window = _case(geometry)
+    for tensor in tensors.values():
+        tensor.requires_grad_()
+    output, expected = mixed_conv2d(**tensors, **window), _reference(**tensors, **window)
+    cotangent = torch.randn_like(expected)
+    actual = torch.autograd.grad(output, list(tensors.values()), cotangent)
+    wanted = torch.autograd.grad(expected, list(tensors.values()), cotangent)
+    for gradient, reference in zip(actual, wanted, strict=True):
+        assert_close(gradient, reference)
+
+
+def _names() -> list[tuple[str, ...]]:
+    names = ("input", "experts", "mixture", "taps")
+    return [each for count in (1, 2) for each in itertools.combinations(names, count)]
+
+
+@pytest.mark.parametrize("learned", _names())
+def test_gradients_of_a_part_of_the_tensors(learned: tuple[str, ...], chunks: str) -> None:
+    tensors, window = _case(GEOMETRIES[1])
+    for name in learned:
+        tensors[name].requires_grad_()
+    wanted = [tensors[name] for name in learned]
+    output, expected = mixed_conv2d(**tensors, **window), _reference(**tensors, **window)
+    actual = torch.autograd.grad(output.square().sum(), wanted)
+    references = torch.autograd.grad(expected.square().sum(), wanted)
+    for gradient, reference in zip(actual, references, strict=True):
+        assert_close(gradient, reference)
+
+
+@pytest.mark.parametrize("geometry", [GEOMETRIES[1], GEOMETRIES[3]])
+def test_second_derivatives(geometry: dict, chunks: str) -> None:
+    tensors, window = _case(geometry)
+    leaves = tuple(tensor.requires_grad_() for tensor in tensors.values())
+    names = list(tensors)
+
+    def output(*values: Tensor) -> Tensor:
+        return mixed_conv2d(**dict(zip(names, values, strict=True)), **window)
+
+    assert torch.autograd.gradgradcheck(output, leaves, fast_mode=True)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("geometry", [GEOMETRIES[0], GEOMETRIES[3]])
+def test_every_dtype(dtype: torch.dtype, geometry: dict, chunks: str) -> None:
+    tensors, window = _case(geometry, dtype=dtype)
+    for tensor in tensors.values():
+        tensor.requires_grad_()
+    exact = {name: tensor.detach().double().requires_grad_() for name, tensor in tensors.items()}
+    output, expected = mixed_conv2d(**tensors, **window), _reference(**exact, **window)
+    assert output.dtype == dtype
+    assert_close(output, expected, 5)
+    output.sum().backward()
+    expected.sum().backward()
+    for name, tensor in tensors.items():
+        assert_close(tensor.grad, exact[name].grad, 10)
+
+
+def test_autocast_casts_every_tensor(chunks: str) -> None:
+    tensors, window = _case(GEOMETRIES[0], dtype=torch.float32)
+    tensors["experts"].requires_grad_()
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        output = mixed_conv2d(**tensors, **window)
+    output.float().sum().backward()
+    assert output.dtype == torch.bfloat16
+    assert tensors["experts"].grad.dtype == torch.float32
+    exact = {name: tensor.detach().double() for name, tensor in tensors.items()}
+    assert_close(output, _reference(**exact, **window), 5)
+
+
+def test_large_kernels_are_not_kept_for_the_backward_pass() -> None:
+    batch, channels = 8, 512
+    tensors = dict(
+        input=torch.randn(batch, channels, 2, 2),
+        experts=torch.randn(2, channels, channels, 3, 3, requires_grad=True),
+        mixture=torch.randn(batch, 2, requires_grad=True),
+    )
+    kept = {}
+
+    def pack(tensor: Tensor) -> Tensor:
+        kept[tensor.data_ptr()] = tensor.numel()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        output = mixed_conv2d(**tensors, padding=1)
+    assert output.requires_grad
+    assert sum(kept.values()) <= sum(tensor.numel() for tensor in tensors.values())
+
+
+def test_an_empty_batch_keeps_its_gradients() -> None:
+    tensors, window = _case(GEOMETRIES[1], batch=0)
+    for tensor in tensors.values():
+        tensor.requires_grad_()
+    output = mixed_conv2d(**tensors, **window)
+    assert output.shape == _case_output_shape(GEOMETRIES[1])
+    output.sum().backward()
+    assert all(tensor.grad is not None for tensor in tensors.values())
+
+
+def _case_output_shape(geometry: dict) -> tuple[int, ...]:
+    tensors, window = _case(geometry, batch=1)
+    return (0, *_reference(**tensors, **window).shape[1:])
+
+
+@pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning", "ignore::DeprecationWarning")
+@pytest.mark.parametrize("geometry", GEOMETRIES)
+def test_a_trace_serves_other_batch_and_image_sizes(geometry: dict) -> None:
+    tensors, window = _case(geometry)
+
+    def output(*values: Tensor) -> Tensor:
+        return mixed_conv2d(*values, **window)
+
+    traced = torch.jit.trace(output, tuple(tensors.values()), check_trace=False)
+    others, _ = _case(geometry, batch=5)
+    others["input"] = torch.randn(5, 4, 9, 11, dtype=torch.float64)
+    assert_close(traced(*others.values()), _reference(**others, **window))
+
+
+def test_compile_has_no_graph_break(chunks: str) -> None:
+    tensors, window = _case(GEOMETRIES[1])
+    torch.compiler.reset()
+    compiled = torch.compile(mixed_conv2d, fullgraph=True, backend="aot_eager")
+    assert_close(compiled(**tensors, **window), _reference(**tensors, **window))
+
+
+@pytest.mark.parametrize(
+    ("name", "shape", "message"),
+    [
+        ("input", (3, 4, 7), r"input must have shape \(N, C, H, W\), got \(3, 4, 7\)"),
+        ("input", (3, 5, 7, 8), r"experts must have shape .* C=5 and groups=1, got \(3, 8, 4, 3"),
+        ("experts", (8, 4, 3, 3), r"experts must have shape .* got \(8, 4, 3, 3\)"),
+        ("mixture", (3, 2), r"mixture must have shape \(3, 3\), got \(3, 2\)"),
+        ("taps", (3, 3, 3), r"taps must have shape \(3, 9\), got \(3, 3, 3\)"),
+        ("bias", (8,), r"bias must have shape \(3, 8\), got \(8,\)"),
+    ],
+)
+def test_a_wrong_shape_is_named(name: str, shape: tuple[int, ...], message: str) -> None:
+    tensors, window = _case(GEOMETRIES[0])
+    tensors[name] = torch.randn(shape)
+    with pytest.raises(ValueError, match=message):
+        mixed_conv2d(**tensors, **window)
+
+
+def test_a_wrong_window_is_named() -> None:
+    tensors, window = _case(GEOMETRIES[0])
+    with pytest.raises(ValueError, match="stride must be at least 1, got 0"):
+        mixed_conv2d(**tensors, **{**window, "stride": 0})
+    tensors["experts"] = torch.randn(3, 7, 2, 3, 3)
+    with pytest.raises(ValueError, match="groups must divide the 7 output channels, got 2"):
+        mixed_conv2d(tensors["input"], tensors["experts"], tensors["mixture"], groups=2)
