@@ -1,0 +1,123 @@
+"""Conditionally parameterised convolution."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from rednet.layers.base import positive_int
+from rednet.layers.mixture import MixtureConvLayer, global_average
+from rednet.ops.geometry import IntOrPair
+from rednet.registry import CONV_LAYERS
+
+
+@CONV_LAYERS.register_module()
+class CondConv2d(MixtureConvLayer):
+    """Convolution whose kernel, and bias, is for each image a weighted sum of several experts.
+
+    The weights are the sigmoid of a linear function of the image's global average. The logits are
+    divided by a temperature; at 1, where it starts, the layer is the published one.
+
+    From `CondConv: Conditionally Parameterized Convolutions for Efficient Inference
+    <https://arxiv.org/abs/1904.04971>`_. The publication shares one routing among the layers of a
+    block; here each layer routes by its own input.
+
+    A plain convolution's checkpoint loads, and the layer then computes what the convolution
+    computed, at every temperature: experts work in pairs whose logits are opposite, so that the
+    weights of each pair sum to 1 for every image, while each expert alone still depends on it.
+
+    Args:
+        in_channels: Channels of the input.
+        out_channels: Channels of the output.
+        kernel_size: Height and width of the kernels.
+        stride: Step between output pixels.
+        padding: Pixels added on both ends of each side, or ``'same'`` or ``'valid'``.
+        dilation: Distance between kernel elements.
+        groups: Blocks that the channels are split into.
+        bias: Whether each expert comes with a bias.
+        padding_mode: ``'zeros'``, ``'reflect'``, ``'replicate'`` or ``'circular'``.
+        num_experts: Number of experts.
+
+    Shape:
+        - Input: (N, in_channels, H, W)
+        - Output: (N, out_channels, Ho, Wo), as ``nn.Conv2d`` gives for the same arguments.
+
+    Raises:
+        TypeError: If an argument has the wrong type.
+        ValueError: If an argument has a value that cannot be served.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: IntOrPair,
+        stride: IntOrPair = 1,
+        padding: str | IntOrPair = 0,
+        dilation: IntOrPair = 1,
+        groups: int = 1,
+        bias: bool = True,
+        padding_mode: str = "zeros",
+        *,
+        num_experts: int = 8,
+    ) -> None:
+        super().__init__(
+            in_channels,
+            out_channels,
+            kernel_size,
+            stride,
+            padding,
+            dilation,
+            groups,
+            padding_mode,
+            experts=positive_int("num_experts", num_experts),
+        )
+        self.num_experts = num_experts
+        self.routing_fn = nn.Linear(in_channels, num_experts)
+        if bias:
+            self.bias = nn.Parameter(torch.empty(num_experts, out_channels))
+        else:
+            self.register_parameter("bias", None)
+        self.init_weights()
+
+    @torch.no_grad()
+    def init_weights(self) -> None:
+        """``nn.Conv2d``'s initialisation for each expert by itself, ``nn.Linear``'s for routing."""
+        for expert in self.weight:
+            nn.init.kaiming_uniform_(expert, a=5**0.5)
+        if self.bias is not None:
+            bound = self.weight[0, 0].numel() ** -0.5
+            nn.init.uniform_(self.bias, -bound, bound)
+        self.routing_fn.reset_parameters()
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Maps (N, in_channels, H, W) to (N, out_channels, Ho, Wo)."""
+        self.check_input(input)
+        logits = self.routing_fn(global_average(input).flatten(1))
+        mixture = torch.sigmoid(logits / self.temperature)
+        bias = None if self.bias is None else mixture @ self.bias
+        return self.convolve_mixed(input, mixture, bias=bias)
+
+    @torch.no_grad()
+    def adapt_plain_state(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Pairs of experts with opposite logits: sigmoid(z) + sigmoid(-z) = 1."""
+        share = 2 / self.num_experts  # the sigmoids sum to num_experts / 2
+        adapted = {
+            "weight": (state["weight"] * share).expand_as(self.weight),
+            "routing_fn.weight": _opposed(self.routing_fn.weight),
+            "routing_fn.bias": _opposed(self.routing_fn.bias),
+        }
+        if self.bias is not None:
+            bias = state.get("bias", self.bias.new_zeros(self.out_channels))
+            adapted["bias"] = (bias * share).expand_as(self.bias)
+        return adapted
+
+    def extra_repr(self) -> str:
+        """``nn.Conv2d``'s description and the layer's own argument."""
+        return f"{super().extra_repr()}, num_experts={self.num_experts}"
+
+
+def _opposed(rows: Tensor) -> Tensor:
+    """The first half of the rows, the negative of it, and zero for one that is left over."""
+    half = rows[: len(rows) // 2]
+    return torch.cat((half, -half, torch.zeros_like(rows[2 * len(half) :])))

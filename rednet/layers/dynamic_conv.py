@@ -1,0 +1,132 @@
+"""Dynamic convolution: attention over convolution kernels."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from mmengine.model import kaiming_init
+from torch import Tensor, nn
+
+from rednet.layers.base import positive_int
+from rednet.layers.mixture import MixtureConvLayer, global_average, positive_number
+from rednet.ops.geometry import IntOrPair
+from rednet.registry import CONV_LAYERS
+
+
+@CONV_LAYERS.register_module()
+class DynamicConv2d(MixtureConvLayer):
+    """Convolution whose kernel, and bias, is for each image a weighted average of several.
+
+    The weights are the softmax of a squeeze-and-excitation network's output over a temperature. A
+    high temperature makes them nearly equal, so that all kernels learn from the start;
+    ``TemperatureAnnealHook`` then lowers it to 1.
+
+    From `Dynamic Convolution: Attention over Convolution Kernels
+    <https://arxiv.org/abs/1912.03458>`_. The state_dict has the published keys, and
+    ``temperature``, which is 1 where a checkpoint lacks it.
+
+    A plain convolution's checkpoint loads: every kernel becomes the plain one, and because the
+    weights sum to 1 the layer computes what the convolution computed, at every temperature.
+
+    Args:
+        in_channels: Channels of the input.
+        out_channels: Channels of the output.
+        kernel_size: Height and width of the kernels.
+        stride: Step between output pixels.
+        padding: Pixels added on both ends of each side, or ``'same'`` or ``'valid'``.
+        dilation: Distance between kernel elements.
+        groups: Blocks that the channels are split into.
+        bias: Whether each kernel comes with a bias.
+        padding_mode: ``'zeros'``, ``'reflect'``, ``'replicate'`` or ``'circular'``.
+        num_kernels: Number of kernels.
+        ratio: The attention's hidden width over ``in_channels``; it is rounded down, and one is
+            added.
+
+    Shape:
+        - Input: (N, in_channels, H, W)
+        - Output: (N, out_channels, Ho, Wo), as ``nn.Conv2d`` gives for the same arguments.
+
+    Raises:
+        TypeError: If an argument has the wrong type.
+        ValueError: If an argument has a value that cannot be served.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: IntOrPair,
+        stride: IntOrPair = 1,
+        padding: str | IntOrPair = 0,
+        dilation: IntOrPair = 1,
+        groups: int = 1,
+        bias: bool = True,
+        padding_mode: str = "zeros",
+        *,
+        num_kernels: int = 4,
+        ratio: float = 0.25,
+    ) -> None:
+        super().__init__(
+            in_channels,
+            out_channels,
+            kernel_size,
+            stride,
+            padding,
+            dilation,
+            groups,
+            padding_mode,
+            experts=positive_int("num_kernels", num_kernels),
+        )
+        self.num_kernels = num_kernels
+        self.ratio = positive_number("ratio", ratio)
+        self.attention = _Attention(in_channels, int(in_channels * ratio) + 1, num_kernels)
+        if bias:
+            self.bias = nn.Parameter(torch.empty(num_kernels, out_channels))
+        else:
+            self.register_parameter("bias", None)
+        self.init_weights()
+
+    @torch.no_grad()
+    def init_weights(self) -> None:
+        """Kaiming initialisation, each kernel on its own; zero for the biases."""
+        for kernel in self.weight:
+            nn.init.kaiming_uniform_(kernel)
+        if self.bias is not None:
+            nn.init.zeros_(self.bias)
+        self.attention.init_weights()
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Maps (N, in_channels, H, W) to (N, out_channels, Ho, Wo)."""
+        self.check_input(input)
+        mixture = F.softmax(self.attention(input) / self.temperature, dim=1)
+        bias = None if self.bias is None else mixture @ self.bias
+        return self.convolve_mixed(input, mixture, bias=bias)
+
+    def adapt_plain_state(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Every kernel is the convolution's: their average is too, whatever the attention says."""
+        adapted = {"weight": state["weight"].expand_as(self.weight)}
+        if self.bias is not None:
+            bias = state.get("bias", self.bias.new_zeros(self.out_channels))
+            adapted["bias"] = bias.expand_as(self.bias)
+        return adapted
+
+    def extra_repr(self) -> str:
+        """``nn.Conv2d``'s description and the layer's own arguments."""
+        return f"{super().extra_repr()}, num_kernels={self.num_kernels}, ratio={self.ratio}"
+
+
+class _Attention(nn.Module):
+    """Squeeze and excitation, with one logit for each kernel."""
+
+    def __init__(self, channels: int, hidden: int, num_kernels: int) -> None:
+        super().__init__()
+        self.fc1 = nn.Conv2d(channels, hidden, 1, bias=False)
+        self.fc2 = nn.Conv2d(hidden, num_kernels, 1)
+
+    def init_weights(self) -> None:
+        for convolution in (self.fc1, self.fc2):
+            kaiming_init(convolution)
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Maps (N, channels, H, W) to (N, num_kernels)."""
+        return self.fc2(F.relu(self.fc1(global_average(input)))).flatten(1)

@@ -1,0 +1,227 @@
+"""Omni-dimensional dynamic convolution."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from mmengine.model import constant_init, kaiming_init
+from torch import Tensor, nn
+
+from rednet.layers.base import positive_int
+from rednet.layers.mixture import MixtureConvLayer, global_average, positive_number
+from rednet.ops.geometry import IntOrPair
+from rednet.registry import CONV_LAYERS
+
+
+@CONV_LAYERS.register_module()
+class ODConv2d(MixtureConvLayer):
+    """Convolution with attention along all four dimensions of its kernels.
+
+    From the image's global average, a small network with four heads computes a factor for each
+    input channel, for each output channel (filter), for each position of the kernel, and, by a
+    softmax, the shares of ``kernel_num`` kernels in the one that is used. The first three are
+    sigmoids. All logits are divided by a temperature before; ``TemperatureAnnealHook`` lowers it
+    during training. A head without anything to choose between is left out: the filters' for a
+    depthwise convolution, the positions' for a 1 x 1 kernel, the kernels' for one kernel.
+
+    From `Omni-Dimensional Dynamic Convolution <https://arxiv.org/abs/2209.07947>`_. The state_dict
+    has the published keys, and ``temperature``, which is 1 where a checkpoint lacks it. The
+    published layer has no bias: ``bias=True`` adds one to the output, after all attention, and
+    reads it as zero from a checkpoint that lacks it.
+
+    In training, the attention's batch norm needs the statistics of a batch. A single image has
+    none: a batch of one is normalised by the running statistics and does not change them.
+    ``nn.SyncBatchNorm`` in its place (``sync_bn='torch'`` in a config) takes the batch over all
+    processes.
+
+    A plain convolution's checkpoint loads, and the layer then computes what the convolution
+    computed, at every temperature: the sigmoids' heads start at zero, so that each factor is 1/2,
+    which the kernels make up for.
+
+    Args:
+        in_channels: Channels of the input.
+        out_channels: Channels of the output.
+        kernel_size: Height and width of the kernels.
+        stride: Step between output pixels.
+        padding: Pixels added on both ends of each side, or ``'same'`` or ``'valid'``.
+        dilation: Distance between kernel elements.
+        groups: Blocks that the channels are split into.
+        bias: Whether to add a bias of shape (out_channels,) to the output.
+        padding_mode: ``'zeros'``, ``'reflect'``, ``'replicate'`` or ``'circular'``.
+        kernel_num: Number of kernels.
+        reduction: The attention's width over ``in_channels``, rounded down.
+        min_channels: Least width of the attention.
+
+    Shape:
+        - Input: (N, in_channels, H, W)
+        - Output: (N, out_channels, Ho, Wo), as ``nn.Conv2d`` gives for the same arguments.
+
+    Raises:
+        TypeError: If an argument has the wrong type.
+        ValueError: If an argument has a value that cannot be served.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: IntOrPair,
+        stride: IntOrPair = 1,
+        padding: str | IntOrPair = 0,
+        dilation: IntOrPair = 1,
+        groups: int = 1,
+        bias: bool = True,
+        padding_mode: str = "zeros",
+        *,
+        kernel_num: int = 4,
+        reduction: float = 1 / 16,
+        min_channels: int = 16,
+    ) -> None:
+        super().__init__(
+            in_channels,
+            out_channels,
+            kernel_size,
+            stride,
+            padding,
+            dilation,
+            groups,
+            padding_mode,
+            experts=positive_int("kernel_num", kernel_num),
+        )
+        self.kernel_num = kernel_num
+        self.reduction = positive_number("reduction", reduction)
+        self.min_channels = positive_int("min_channels", min_channels)
+        taps = self.kernel_size[0] * self.kernel_size[1]
+        self.attention = _Attention(
+            in_channels,
+            max(int(in_channels * reduction), min_channels),
+            filters=0 if in_channels == out_channels == groups else out_channels,
+            taps=0 if taps == 1 else taps,
+            kernels=0 if kernel_num == 1 else kernel_num,
+        )
+        if bias:
+            self.bias = nn.Parameter(torch.empty(out_channels))
+        else:
+            self.register_parameter("bias", None)
+        self.init_weights()
+
+    @torch.no_grad()
+    def init_weights(self) -> None:
+        """Kaiming initialisation, each kernel on its own; zero for the bias."""
+        for kernel in self.weight:
+            nn.init.kaiming_normal_(kernel, mode="fan_out", nonlinearity="relu")
+        if self.bias is not None:
+            nn.init.zeros_(self.bias)
+        self.attention.init_weights()
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Maps (N, in_channels, H, W) to (N, out_channels, Ho, Wo)."""
+        self.check_input(input)
+        attention = self.attention(input, self.temperature)
+        output = self._convolve(input * attention.channels, attention)
+        if attention.filters is not None:
+            output = output * attention.filters
+        if self.bias is not None:
+            output = output + self.bias.to(output.dtype)[:, None, None]
+        return output
+
+    def _convolve(self, input: Tensor, attention: _Factors) -> Tensor:
+        if attention.taps is None and attention.kernels is None:
+            return self.convolve(input, self.weight[0])  # one kernel for all images
+        mixture = attention.kernels
+        if mixture is None:
+            mixture = input.new_ones(input.shape[0], 1)
+        return self.convolve_mixed(input, mixture, attention.taps)
+
+    def adapt_plain_state(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Every sigmoid is 1/2, and every kernel is the convolution's times 2 for each of them."""
+        sigmoids = self.attention.sigmoid_heads()
+        weight = state["weight"] * 2 ** len(sigmoids)
+        adapted = {"weight": weight.expand_as(self.weight)}
+        for name, head in sigmoids.items():
+            adapted[f"attention.{name}.weight"] = torch.zeros_like(head.weight)
+            adapted[f"attention.{name}.bias"] = head.weight.new_zeros(head.out_channels)
+        if self.bias is not None:
+            adapted["bias"] = state.get("bias", self.bias.new_zeros(self.out_channels))
+        return adapted
+
+    def unpublished_state(self) -> dict[str, Tensor]:
+        """The temperature, and no bias."""
+        state = super().unpublished_state()
+        if self.bias is not None:
+            state["bias"] = self.bias.new_zeros(self.out_channels)
+        return state
+
+    def extra_repr(self) -> str:
+        """``nn.Conv2d``'s description and the layer's own arguments."""
+        own = ("kernel_num", "reduction", "min_channels")
+        return ", ".join([super().extra_repr(), *(f"{each}={getattr(self, each)}" for each in own)])
+
+
+class _Factors(NamedTuple):
+    """What the attention multiplies with; None where it has no head.
+
+    Attributes:
+        channels: (N, in_channels, 1, 1).
+        filters: (N, out_channels, 1, 1).
+        taps: (N, Kh * Kw).
+        kernels: (N, kernel_num).
+    """
+
+    channels: Tensor
+    filters: Tensor | None
+    taps: Tensor | None
+    kernels: Tensor | None
+
+
+class _Attention(nn.Module):
+    """The network with four heads. A head of width 0 is left out."""
+
+    def __init__(
+        self, channels: int, hidden: int, *, filters: int, taps: int, kernels: int
+    ) -> None:
+        super().__init__()
+        self.fc = nn.Conv2d(channels, hidden, 1, bias=False)
+        self.bn = nn.BatchNorm2d(hidden)
+        self.channel_fc = nn.Conv2d(hidden, channels, 1)
+        self.filter_fc = nn.Conv2d(hidden, filters, 1) if filters else None
+        self.spatial_fc = nn.Conv2d(hidden, taps, 1) if taps else None
+        self.kernel_fc = nn.Conv2d(hidden, kernels, 1) if kernels else None
+
+    def init_weights(self) -> None:
+        for module in self.children():
+            if isinstance(module, nn.Conv2d):
+                kaiming_init(module)
+            else:
+                constant_init(module, 1)
+
+    def sigmoid_heads(self) -> dict[str, nn.Conv2d]:
+        """The heads whose logits a sigmoid squashes, by name."""
+        heads = {name: getattr(self, name) for name in ("channel_fc", "filter_fc", "spatial_fc")}
+        return {name: head for name, head in heads.items() if head is not None}
+
+    def forward(self, input: Tensor, temperature: Tensor) -> _Factors:
+        """Computes the factors for images (N, channels, H, W)."""
+        hidden = F.relu(self._normalise(self.fc(global_average(input))))
+
+        def logits(head: nn.Conv2d) -> Tensor:
+            return head(hidden) / temperature
+
+        filters, taps, kernels = self.filter_fc, self.spatial_fc, self.kernel_fc
+        return _Factors(
+            channels=logits(self.channel_fc).sigmoid(),
+            filters=None if filters is None else logits(filters).sigmoid(),
+            taps=None if taps is None else logits(taps).flatten(1).sigmoid(),
+            kernels=None if kernels is None else logits(kernels).flatten(1).softmax(1),
+        )
+
+    def _normalise(self, hidden: Tensor) -> Tensor:
+        bn = self.bn
+        if self.training and len(hidden) == 1 and isinstance(bn, nn.BatchNorm2d):
+            # One value per channel has no variance: see the layer's documentation.
+            return F.batch_norm(
+                hidden, bn.running_mean, bn.running_var, bn.weight, bn.bias, eps=bn.eps
+            )
+        return bn(hidden)
