@@ -23,12 +23,21 @@ ROOT = Path(__file__).resolve().parents[1]
 PUBLIC_NAMES = {
     "rednet": ("__version__", "layers", "models", "ops", "swap_conv"),
     "rednet.ops": ("backend", "explain_backends", "involution2d"),
-    "rednet.layers": ("ConvAWS2d", "Involution2d"),
+    "rednet.layers": (
+        "ACBlock",
+        "CondConv2d",
+        "ConvAWS2d",
+        "DynamicConv2d",
+        "Involution2d",
+        "ODConv2d",
+        "SAConv2d",
+        "SPConv2d",
+    ),
     "rednet.models": ("RedNet", "swap_conv"),
     "rednet.registry": ("CONV_LAYERS", "DATASETS", "HOOKS", "MODELS"),
 }
 REGISTERED_TYPES = [
-    (MODELS, ("ConvAWS2d", "Involution2d", "RedNet", "SwapConv")),
+    (MODELS, (*PUBLIC_NAMES["rednet.layers"], "RedNet", "SwapConv")),
     (DATASETS, ()),
     (HOOKS, ()),
 ]
