@@ -6,6 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from rednet.errors import ArgumentError
 from rednet.layers.base import ConvLayer
 from rednet.layers.folding import is_affine, scale_and_shift, scale_filters
 from rednet.ops.geometry import IntOrPair, Pair
@@ -47,7 +48,7 @@ class ACBlock(ConvLayer):
 
     Raises:
         TypeError: If an argument has the wrong type.
-        ValueError: If an argument has a value that cannot be served.
+        ArgumentError: If an argument has a value that cannot be served.
     """
 
     def __init__(
@@ -70,7 +71,7 @@ class ACBlock(ConvLayer):
             in_channels, out_channels, kernel_size, stride, padding, dilation, groups, padding_mode
         )
         if gamma_init is not None and not use_affine:
-            raise ValueError(
+            raise ArgumentError(
                 f"gamma_init must be None with use_affine=False, which leaves no scale to "
                 f"initialise, got {gamma_init!r}"
             )

@@ -8,6 +8,7 @@ from typing import Any
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from rednet.errors import ArgumentError
 from rednet.ops.geometry import Geometry, IntOrPair, Pair, pair
 
 _PADDING_MODES = ("zeros", "reflect", "replicate", "circular")
@@ -31,7 +32,7 @@ class ConvLayer(nn.Module):
 
     Raises:
         TypeError: If an argument has the wrong type.
-        ValueError: If an argument has a value that ``nn.Conv2d`` would not take.
+        ArgumentError: If an argument has a value that ``nn.Conv2d`` would not take.
     """
 
     transposed = False
@@ -54,9 +55,11 @@ class ConvLayer(nn.Module):
         self.groups = positive_int("groups", groups)
         for name, channels in (("in_channels", in_channels), ("out_channels", out_channels)):
             if channels % groups:
-                raise ValueError(f"{name} must be a multiple of groups={groups}, got {channels}")
+                raise ArgumentError(f"{name} must be a multiple of groups={groups}, got {channels}")
         if padding_mode not in _PADDING_MODES:
-            raise ValueError(f"padding_mode must be one of {_PADDING_MODES}, got {padding_mode!r}")
+            raise ArgumentError(
+                f"padding_mode must be one of {_PADDING_MODES}, got {padding_mode!r}"
+            )
         self.padding_mode = padding_mode
         self.kernel_size = pair("kernel_size", kernel_size, minimum=1)
         self.stride = pair("stride", stride, minimum=1)
@@ -67,9 +70,9 @@ class ConvLayer(nn.Module):
         if not isinstance(padding, str):
             return pair("padding", padding, minimum=0)
         if padding not in ("same", "valid"):
-            raise ValueError(f"padding must be ints, 'same' or 'valid', got {padding!r}")
+            raise ArgumentError(f"padding must be ints, 'same' or 'valid', got {padding!r}")
         if padding == "same" and self.stride != (1, 1):
-            raise ValueError(f"padding='same' needs stride 1, got stride={self.stride}")
+            raise ArgumentError(f"padding='same' needs stride 1, got stride={self.stride}")
         return padding
 
     def init_weights(self) -> None:
@@ -274,10 +277,10 @@ def positive_int(name: str, value: int) -> int:
 
     Raises:
         TypeError: If it is no int.
-        ValueError: If it is smaller than 1.
+        ArgumentError: If it is smaller than 1.
     """
     if isinstance(value, bool) or not hasattr(value, "__index__"):
         raise TypeError(f"{name} must be an int, got {value!r}")
     if value < 1:
-        raise ValueError(f"{name} must be at least 1, got {value!r}")
+        raise ArgumentError(f"{name} must be at least 1, got {value!r}")
     return int(value)

@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from rednet.errors import ArgumentError
 from rednet.layers.base import ConvLayer
 from rednet.ops.geometry import IntOrPair
 from rednet.registry import CONV_LAYERS
@@ -31,7 +32,7 @@ class StandardisedConv(ConvLayer):
         super().__init__(*geometry)
         _, channels, height, width = self.plain_weight_shape
         if channels * height * width == 1:
-            raise ValueError(
+            raise ArgumentError(
                 f"{type(self).__name__} divides each kernel by its standard deviation, and one "
                 f"number has none: kernel_size={self.kernel_size}, groups={self.groups} cannot be "
                 "served"
@@ -80,7 +81,7 @@ class ConvAWS2d(StandardisedConv):
 
     Raises:
         TypeError: If an argument has the wrong type.
-        ValueError: If an argument has a value that cannot be served.
+        ArgumentError: If an argument has a value that cannot be served.
     """
 
     def __init__(

@@ -7,6 +7,7 @@ from mmcv.cnn import ConvModule
 from mmengine.model import kaiming_init
 from torch import Tensor, nn
 
+from rednet.errors import ArgumentError
 from rednet.layers.base import ConvLayer, positive_int
 from rednet.ops import involution2d
 from rednet.ops.geometry import IntOrPair
@@ -47,7 +48,7 @@ class Involution2d(ConvLayer):
 
     Raises:
         TypeError: If an argument has the wrong type.
-        ValueError: If an argument has a value that cannot be served.
+        ArgumentError: If an argument has a value that cannot be served.
     """
 
     def __init__(
@@ -72,12 +73,12 @@ class Involution2d(ConvLayer):
         self.group_channels = positive_int("group_channels", group_channels)
         self.reduction_ratio = positive_int("reduction_ratio", reduction_ratio)
         if out_channels % group_channels:
-            raise ValueError(
+            raise ArgumentError(
                 f"out_channels must be a multiple of group_channels={group_channels}, "
                 f"got {out_channels}"
             )
         if out_channels < reduction_ratio:
-            raise ValueError(
+            raise ArgumentError(
                 f"out_channels must be at least reduction_ratio={reduction_ratio}, "
                 f"got {out_channels}"
             )

@@ -8,6 +8,8 @@ from typing import Any, NamedTuple, cast
 
 import torch
 
+from rednet.errors import ArgumentError
+
 IntOrPair = int | Sequence[int]
 Pair = tuple[int, int]
 
@@ -22,17 +24,17 @@ def pair(name: str, value: IntOrPair, minimum: int) -> Pair:
 
     Raises:
         TypeError: If ``value`` is neither an int nor a sequence of two ints.
-        ValueError: If a number is smaller than ``minimum`` or there are not two.
+        ArgumentError: If a number is smaller than ``minimum`` or there are not two.
     """
     one = isinstance(value, str) or not isinstance(value, Sequence)
     values: tuple[Any, ...] = (value, value) if one else tuple(cast(Sequence[int], value))
     if len(values) != 2:
-        raise ValueError(f"{name} must be an int or a pair of ints, got {value!r}")
+        raise ArgumentError(f"{name} must be an int or a pair of ints, got {value!r}")
     for number in values:
         if not _is_integer(number):
             raise TypeError(f"{name} must be an int or a pair of ints, got {value!r}")
         if number < minimum:
-            raise ValueError(f"{name} must be at least {minimum}, got {value!r}")
+            raise ArgumentError(f"{name} must be at least {minimum}, got {value!r}")
     return values
 
 
