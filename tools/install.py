@@ -19,6 +19,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -40,17 +41,18 @@ binary mmcv, that is taken; else mmcv is built, with its CUDA operators where to
 nvcc is of torch's CUDA version, without them elsewhere.
 """
 
-# Run by the environment's Python; print one JSON object.
+# Run by another Python, each prints one JSON object.
 PROBE_PYTHON = """
-import json, platform, sys, sysconfig
+import importlib.util, json, platform, sys, sysconfig
 print(json.dumps({
     "version": platform.python_version(),
     "virtual": sys.prefix != sys.base_prefix,
+    "venv": bool(importlib.util.find_spec("venv") and importlib.util.find_spec("ensurepip")),
     "headers": sysconfig.get_path("include"),
 }))
 """
 # mmcv's own rule for CUDA operators is a visible GPU; torch's rule is an nvcc of its CUDA version.
-PROBE_TORCH = """
+FIND_TORCH = """
 import json, re, subprocess, torch
 from torch.utils.cpp_extension import CUDA_HOME
 release = None
@@ -58,20 +60,25 @@ if torch.cuda.is_available() and CUDA_HOME:
     command = [CUDA_HOME + "/bin/nvcc", "--version"]
     said = subprocess.run(command, capture_output=True, text=True).stdout
     release = re.search(r"release (\\d+)[.]", said)
-print(json.dumps({
+found = {
     "torch": torch.__version__,
     "gpu": torch.cuda.is_available(),
     "cuda": bool(release and torch.version.cuda.split(".")[0] == release[1]),
-}))
+}
 """
-PROBE_MMCV = """
-import json, sys, torch
+PROBE_TORCH = FIND_TORCH + "print(json.dumps(found))"
+PROBE_MMCV = (
+    FIND_TORCH
+    + """
+import mmcv
 from mmcv.ops import nms
-device = sys.argv[1]
+device = "cuda" if found["cuda"] else "cpu"
 boxes = torch.tensor([[0.0, 0, 2, 2], [0, 0, 2, 2], [4, 4, 6, 6]], device=device)
 kept = nms(boxes, torch.tensor([0.9, 0.8, 0.7], device=device), 0.5)[1]
-print(json.dumps({"works": kept.tolist() == [0, 2]}))
+if kept.tolist() == [0, 2]:
+    print(json.dumps({**found, "mmcv": mmcv.__version__}))
 """
+)
 
 
 class InstallError(Exception):
@@ -86,9 +93,9 @@ def say(text: str) -> None:
 # --- Checks before anything large is done ---------------------------------------------------------
 
 
-def probe(python: str, code: str, *arguments: str) -> dict[str, Any] | None:
+def probe(python: str, code: str) -> dict[str, Any] | None:
     """Run ``code`` in another Python and return the object that it prints, or None if it fails."""
-    command = [python, "-I", "-W", "ignore", "-c", code, *arguments]
+    command = [python, "-I", "-W", "ignore", "-c", code]
     try:
         done = subprocess.run(command, capture_output=True, text=True, check=True)
         answer = json.loads(done.stdout)
@@ -205,9 +212,9 @@ class Environment:
         self.headers = Path(found["headers"])
         self._take_lock()
         self._sweep()
-        if not self._has_pip():
+        if not any(self._installed("pip-*")):
             subprocess.run([self.python, "-I", "-m", "ensurepip"], capture_output=True, check=False)
-        if not self._has_pip():
+        if not any(self._installed("pip-*")):
             raise InstallError(f"{self.folder} has no pip and cannot get one; remove it")
         self.log.write_text("")
 
@@ -218,7 +225,8 @@ class Environment:
             raise InstallError(
                 f"{self.folder} exists and is no virtual environment; --venv names another place"
             )
-        if probe(python, "import ensurepip, venv; print('{}')") is None:
+        found = probe(python, PROBE_PYTHON)
+        if not (found and found["venv"]):
             raise InstallError(
                 f"{python} has no venv module (Debian, Ubuntu: apt-get install python3-venv)"
             )
@@ -244,17 +252,15 @@ class Environment:
         pip writes INSTALLER and RECORD last, yet takes a package without them for installed; and it
         keeps the files that it replaces under names that start with ``~``.
         """
-        for site in self.folder.glob("lib*/python3*/site-packages"):
-            for info in site.glob("*.dist-info"):
-                if not ((info / "INSTALLER").exists() and (info / "RECORD").exists()):
-                    say(f"{info.name} was cut short, so it is installed again")
-                    shutil.rmtree(info)
-            for left in site.glob("~*"):
-                shutil.rmtree(left) if left.is_dir() else left.unlink()
+        for info in self._installed("*"):
+            if not ((info / "INSTALLER").exists() and (info / "RECORD").exists()):
+                say(f"{info.name} was cut short, so it is installed again")
+                shutil.rmtree(info)
+        for left in self.folder.glob("lib/python3*/site-packages/~*"):
+            shutil.rmtree(left) if left.is_dir() else left.unlink()
 
-    def _has_pip(self) -> bool:
-        command = [self.python, "-I", "-m", "pip", "--version"]
-        return subprocess.run(command, capture_output=True, check=False).returncode == 0
+    def _installed(self, name: str) -> Iterator[Path]:
+        return self.folder.glob(f"lib/python3*/site-packages/{name}.dist-info")
 
     def pip(self, *arguments: str) -> subprocess.CompletedProcess[str]:
         """Run a short pip command."""
@@ -344,47 +350,48 @@ def stop(process: subprocess.Popen[bytes]) -> None:
 class Mmcv:
     """The one package that has to be built, after torch and for it."""
 
-    def __init__(self, environment: Environment, requirement: str) -> None:
+    def __init__(self, environment: Environment, requirement: str, downloads: Path) -> None:
         self.environment = environment
         self.requirement = requirement
+        self.downloads = downloads
         # pip does not know which torch an installed mmcv belongs to. With another one it may fail
         # on import or only in use, so it is written down. Others' mmcv has no note.
         self.note = environment.folder / "rednet-mmcv-for-torch"
 
     def is_ready(self) -> bool:
         """Whether the pinned mmcv is installed, belongs to this torch, and works."""
-        torch = probe(self.environment.python, PROBE_TORCH)
-        if not torch or not self.environment.has([self.requirement]):
+        found = self._try_operator()
+        if not found or self.requirement != f"mmcv=={found['mmcv']}":
             return False
-        if self.note.exists() and self.note.read_text() != torch["torch"]:
-            return False
-        return self.works(torch)
+        return not self.note.exists() or self.note.read_text() == found["torch"]
 
-    def works(self, torch: dict[str, Any]) -> bool:
-        """Whether an operator gives the right answer, on the GPU where mmcv can be built for it."""
-        found = probe(self.environment.python, PROBE_MMCV, "cuda" if torch["cuda"] else "cpu")
-        return bool(found and found["works"])
+    def _try_operator(self) -> dict[str, Any] | None:
+        """What an operator ran on (on the GPU where mmcv can be built for it), None if it fails."""
+        return probe(self.environment.python, PROBE_MMCV)
 
-    def find_binary(self, folder: str) -> Path | None:
+    def find_binary(self) -> Path | None:
         """Download a wheel that fits, if pip finds one."""
-        options = ["--no-deps", "--no-cache-dir", "--only-binary", ":all:", "--dest", folder]
-        self.environment.pip("download", *options, self.requirement)
-        return next(Path(folder).glob("mmcv-*.whl"), None)
+        if not any(self.downloads.iterdir()):
+            options = ["--no-deps", "--no-cache-dir", "--only-binary", ":all:"]
+            place = ["--dest", str(self.downloads)]
+            self.environment.pip("download", *options, *place, self.requirement)
+        return next(self.downloads.glob("mmcv-*.whl"), None)
 
-    def install(self, binary: Path | None) -> None:
+    def install(self) -> None:
         """Install a wheel where that works, else build mmcv."""
         torch = probe(self.environment.python, PROBE_TORCH)
         if not torch:
             raise InstallError(f"torch fails: try {self.environment.python} -c 'import torch'")
         if self.note.exists():
             self.note.unlink()
+        binary = self.find_binary()
         if binary:
             say(f"      from {binary.name}")
             self.environment.install("--no-deps", "--force-reinstall", str(binary))
-        if not (binary and self.works(torch)):
+        if not (binary and self._try_operator()):
             check_compiler(self.environment.headers)
             self._build(torch)
-            if not self.works(torch):
+            if not self._try_operator():
                 raise InstallError(
                     "mmcv was built and does not work: try "
                     f"{self.environment.python} -c 'import mmcv.ops'"
@@ -428,31 +435,37 @@ def install(folder: Path, python: str | None, extra: str | None) -> None:
     environment = Environment(folder)
     environment.prepare(python)
     pins = read_pins()
-    mmcv = Mmcv(environment, next(pin for pin in pins if pin.startswith("mmcv==")))
-    stack = [pin for pin in pins if pin != mmcv.requirement]
+    torch_pin, mmcv_pin = (
+        next(pin for pin in pins if pin.startswith(name)) for name in ("torch==", "mmcv==")
+    )
+    stack = [pin for pin in pins if pin != mmcv_pin]
 
-    stack_ready = environment.has(stack)
-    mmcv_ready = stack_ready and mmcv.is_ready()
     with tempfile.TemporaryDirectory() as downloads:
-        binary = None if mmcv_ready else mmcv.find_binary(downloads)
-        if not (mmcv_ready or binary):
-            check_compiler(environment.headers)
-        if stack_ready:
+        mmcv = Mmcv(environment, mmcv_pin, Path(downloads))
+        if environment.has(stack):
             say("[1/3] the pinned stack is there")
         else:
-            cache = environment.pip("cache", "dir").stdout.strip()
-            places = {"environment": folder, "temporary": Path(tempfile.gettempdir())}
-            check_disk({**places, "cache": Path(cache)} if cache else places)
-            say("[1/3] torch, mmdet, mmpretrain and what they need: 3 GB to fetch, about 5 minutes")
+            if not (environment.has([mmcv.requirement]) or mmcv.find_binary()):
+                check_compiler(environment.headers)
+            if not environment.has([torch_pin]):
+                check_disk(places_used(environment))
+            say("[1/3] torch, mmdet, mmpretrain ...: up to 3 GB to fetch, about 5 minutes")
             environment.install(*stack)
-        if mmcv_ready:
+        if mmcv.is_ready():
             say(f"[2/3] {mmcv.requirement} is there and works")
         else:
             say(f"[2/3] {mmcv.requirement}")
-            mmcv.install(binary)
+            mmcv.install()
     package = f"{ROOT}[{extra}]" if extra else str(ROOT)
     say(f"[3/3] rednet, editable, from {package}")
     environment.install("--no-build-isolation", "--editable", package)
+
+
+def places_used(environment: Environment) -> dict[str, Path]:
+    """Where each entry of ``NEEDED_GIB`` will lie."""
+    places = {"environment": environment.folder, "temporary": Path(tempfile.gettempdir())}
+    cache = environment.pip("cache", "dir").stdout.strip()  # Empty where the cache is switched off.
+    return {**places, "cache": Path(cache)} if cache else places
 
 
 def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:

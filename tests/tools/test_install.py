@@ -31,7 +31,7 @@ def program(path: Path, text: str) -> str:
 
 def fake_python(path: Path, version: str) -> str:
     """A Python that answers the probe and nothing else."""
-    answer = f'{{"version": "{version}", "virtual": true, "headers": "/nowhere"}}'
+    answer = f'{{"version": "{version}", "virtual": true, "venv": true, "headers": "/nowhere"}}'
     return program(path, f"echo '{answer}'")
 
 
@@ -137,10 +137,8 @@ class TestEnvironment:
             environment.prepare(asked)
 
     def test_says_when_venv_is_missing(self, environment: Environment, tmp_path: Path) -> None:
-        answer = '{"version": "3.11.2", "virtual": false, "headers": "/nowhere"}'
-        python = program(
-            tmp_path / "python", f"case \"$*\" in *ensurepip*) exit 1;; esac; echo '{answer}'"
-        )
+        answer = '{"version": "3.11.2", "virtual": false, "venv": false, "headers": "/nowhere"}'
+        python = program(tmp_path / "python", f"echo '{answer}'")
         with pytest.raises(InstallError, match="has no venv module"):
             environment.prepare(python)
 
@@ -217,32 +215,34 @@ class TestMmcv:
     def mmcv(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, installed: list) -> Mmcv:
         environment = Environment(tmp_path)
         environment.headers = tmp_path
-        monkeypatch.setattr(environment, "has", lambda requirements: True)
+        monkeypatch.setattr(environment, "pip", lambda *arguments: None)
         monkeypatch.setattr(
             environment, "install", lambda *a, **variables: installed.append((a, variables))
         )
         monkeypatch.setattr(install, "check_compiler", lambda headers: None)
-        return Mmcv(environment, "mmcv==2.1.0")
+        (tmp_path / "downloads").mkdir()
+        return Mmcv(environment, "mmcv==2.1.0", tmp_path / "downloads")
 
-    def answer(self, monkeypatch: pytest.MonkeyPatch, torch: dict, works: list[bool]) -> None:
-        """Let the probes find this torch, and an mmcv that works, or not, time after time."""
-        answers = iter(works)
+    def answer(self, monkeypatch: pytest.MonkeyPatch, torch: dict, mmcv: list[str | None]) -> None:
+        """Let the probes find this torch, and time after time an mmcv that works, or none."""
+        versions = iter(mmcv)
 
-        def probe(python: str, code: str, *arguments: str) -> dict:
+        def probe(python: str, code: str) -> dict | None:
             if code == install.PROBE_TORCH:
                 return torch
-            assert arguments == ("cuda" if torch["cuda"] else "cpu",)
-            return {"works": next(answers)}
+            version = next(versions)
+            return {**torch, "mmcv": version} if version else None
 
         monkeypatch.setattr(install, "probe", probe)
 
     @pytest.mark.parametrize(
-        ("note", "works", "ready"),
+        ("note", "version", "ready"),
         [
-            ("2.10.0+cu128", True, True),
-            ("2.10.0+cu128", False, False),
-            ("2.9.1+cu128", True, False),
-            (None, True, True),
+            ("2.10.0+cu128", "2.1.0", True),
+            ("2.10.0+cu128", None, False),
+            ("2.10.0+cu128", "2.0.1", False),
+            ("2.9.1+cu128", "2.1.0", False),
+            (None, "2.1.0", True),
         ],
     )
     def test_is_ready(
@@ -250,28 +250,30 @@ class TestMmcv:
         mmcv: Mmcv,
         monkeypatch: pytest.MonkeyPatch,
         note: str | None,
-        works: bool,
+        version: str | None,
         ready: bool,
     ) -> None:
         if note:
             mmcv.note.write_text(note)
-        self.answer(monkeypatch, CPU, [works])
+        self.answer(monkeypatch, CPU, [version])
         assert mmcv.is_ready() is ready
 
     def test_takes_a_binary(
-        self, mmcv: Mmcv, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, installed: list
+        self, mmcv: Mmcv, monkeypatch: pytest.MonkeyPatch, installed: list
     ) -> None:
-        self.answer(monkeypatch, CPU, [True])
-        mmcv.install(tmp_path / "mmcv.whl")
+        self.answer(monkeypatch, CPU, ["2.1.0"])
+        (mmcv.downloads / "mmcv-2.1.0.whl").touch()
+        mmcv.install()
         [(arguments, variables)] = installed
-        assert arguments[-1] == str(tmp_path / "mmcv.whl") and not variables
+        assert arguments[-1] == str(mmcv.downloads / "mmcv-2.1.0.whl") and not variables
         assert mmcv.note.read_text() == CPU["torch"]
 
     def test_builds_where_the_binary_is_for_another_torch(
-        self, mmcv: Mmcv, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, installed: list
+        self, mmcv: Mmcv, monkeypatch: pytest.MonkeyPatch, installed: list
     ) -> None:
-        self.answer(monkeypatch, CPU, [False, True])
-        mmcv.install(tmp_path / "mmcv.whl")
+        self.answer(monkeypatch, CPU, [None, "2.1.0"])
+        (mmcv.downloads / "mmcv-2.1.0.whl").touch()
+        mmcv.install()
         assert [arguments[-1] for arguments, _ in installed][1] == "mmcv==2.1.0"
 
     @pytest.mark.parametrize("torch", [CPU, GPU, GPU_WITHOUT_NVCC])
@@ -283,8 +285,8 @@ class TestMmcv:
         installed: list,
         torch: dict,
     ) -> None:
-        self.answer(monkeypatch, torch, [True])
-        mmcv.install(None)
+        self.answer(monkeypatch, torch, ["2.1.0"])
+        mmcv.install()
         [(arguments, variables)] = installed
         assert {"--no-build-isolation", "--no-cache-dir"} <= set(arguments)
         assert variables["MMCV_WITH_OPS"] == "1" and "-g0" in variables["CFLAGS"]
@@ -295,7 +297,7 @@ class TestMmcv:
         self, mmcv: Mmcv, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         mmcv.note.write_text("2.9.1")
-        self.answer(monkeypatch, CPU, [False])
+        self.answer(monkeypatch, CPU, [None])
         with pytest.raises(InstallError, match="was built and does not work"):
-            mmcv.install(None)
+            mmcv.install()
         assert not mmcv.note.exists()
