@@ -124,7 +124,7 @@ def find_python(asked: str | None) -> str:
         found = probe(candidate, PROBE_PYTHON)
         if found and is_supported(found["version"]):
             return candidate
-        seen.append(f"{candidate} is {found['version'] if found else 'no Python'}")
+        seen.append(f"{candidate} {'is ' + found['version'] if found else 'does not run'}")
     raise InstallError(
         f"Python {', '.join(SUPPORTED[:-1])} or {SUPPORTED[-1]} is needed, but {', '.join(seen)}; "
         "install one, or name it by --python"
@@ -319,7 +319,7 @@ class Environment:
             print(f"    {line}", file=sys.stderr)
         if "No space left on device" in text:
             raise InstallError("the disk is full; TMPDIR and PIP_CACHE_DIR move pip's own files")
-        if re.search(r"NewConnectionError|Timeout|NameResolution|ProxyError|versions: none", text):
+        if re.search(r"ConnectionError|TimeoutError|ProxyError|No matching distribution", text):
             raise InstallError(
                 "pip reaches no package index that has what is needed; look at the network, the "
                 "proxy and PIP_INDEX_URL, and run again"
@@ -412,7 +412,9 @@ class Mmcv:
             variables.update(CUDA_VISIBLE_DEVICES="", FORCE_CUDA="0")
         # Nothing from pip's cache, which does not know for which torch it holds a wheel.
         options = ["--no-deps", "--no-build-isolation", "--no-cache-dir", "--force-reinstall"]
-        self.environment.install(*options, "--no-binary", "mmcv", self.requirement, **variables)
+        # PEP 517, or an older pip lets setup.py install it, which is not safe to interrupt.
+        source = ["--no-binary", "mmcv", "--use-pep517"]
+        self.environment.install(*options, *source, self.requirement, **variables)
 
 
 # --- The whole ------------------------------------------------------------------------------------
