@@ -15,13 +15,13 @@ from pathlib import Path
 import pytest
 from mmengine.registry import Registry
 
-from rednet.registry import DATASETS, HOOKS, MODELS
+from rednet.registry import DATASETS, HOOKS, MODELS, TRANSFORMS
 
 ROOT = Path(__file__).resolve().parents[1]
 
 # What the package promises: an entry that goes or is renamed breaks somebody's code or config.
 PUBLIC_NAMES = {
-    "rednet": ("__version__", "layers", "models", "ops", "swap_conv"),
+    "rednet": ("__version__", "datasets", "engine", "layers", "models", "ops", "swap_conv"),
     "rednet.ops": ("backend", "explain_backends", "involution2d"),
     "rednet.layers": (
         "ACBlock",
@@ -34,21 +34,29 @@ PUBLIC_NAMES = {
         "SPConv2d",
     ),
     "rednet.models": ("RedNet", "swap_conv"),
-    "rednet.registry": ("CONV_LAYERS", "DATASETS", "HOOKS", "MODELS"),
+    "rednet.datasets": ("Digits", "LoadImage"),
+    "rednet.engine": (
+        "ConfusionMatrixHook",
+        "FrozenWeightsHook",
+        "TrainingCurveHook",
+        "safe_checkpoint",
+    ),
+    "rednet.registry": ("CONV_LAYERS", "DATASETS", "HOOKS", "MODELS", "TRANSFORMS"),
 }
 REGISTERED_TYPES = [
     (MODELS, (*PUBLIC_NAMES["rednet.layers"], "RedNet", "SwapConv")),
-    (DATASETS, ()),
-    (HOOKS, ()),
+    (DATASETS, ("Digits",)),
+    (TRANSFORMS, ("LoadImage",)),
+    (HOOKS, ("ConfusionMatrixHook", "FrozenWeightsHook", "TrainingCurveHook")),
 ]
 
 # What a folder of rednet/ may import from its neighbours.
 KNOWS = {
-    "ops": {"ops"},
-    "layers": {"layers", "ops", "registry"},
-    "models": {"models", "layers", "ops", "registry"},
-    "datasets": {"datasets", "registry"},
-    "engine": {"engine", "models", "layers", "ops", "registry"},
+    "ops": {"ops", "errors"},
+    "layers": {"layers", "ops", "registry", "errors"},
+    "models": {"models", "layers", "ops", "registry", "errors"},
+    "datasets": {"datasets", "registry", "errors"},
+    "engine": {"engine", "models", "layers", "ops", "registry", "errors"},
 }
 
 OPTIONAL = ("cupy", "matplotlib", "mmdet", "mmpretrain", "mmseg", "sklearn")
