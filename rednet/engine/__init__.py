@@ -3,6 +3,13 @@
 from rednet.engine import safe_checkpoint
 from rednet.engine.confusion_matrix_hook import ConfusionMatrixHook
 from rednet.engine.frozen_weights_hook import FrozenWeightsHook
+from rednet.engine.temperature_hook import TemperatureAnnealHook
 from rednet.engine.training_curve_hook import TrainingCurveHook
 
-__all__ = ["ConfusionMatrixHook", "FrozenWeightsHook", "TrainingCurveHook", "safe_checkpoint"]
+__all__ = [
+    "ConfusionMatrixHook",
+    "FrozenWeightsHook",
+    "TemperatureAnnealHook",
+    "TrainingCurveHook",
+    "safe_checkpoint",
+]
