@@ -48,7 +48,7 @@ class DynamicConv2d(MixtureConvLayer):
 
     Raises:
         TypeError: If an argument has the wrong type.
-        ValueError: If an argument has a value that cannot be served.
+        ArgumentError: If an argument has a value that cannot be served.
     """
 
     def __init__(

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from rednet.errors import ArgumentError
 from rednet.layers.base import ConvLayer
 from rednet.ops.geometry import IntOrPair
 from rednet.ops.mixed_conv import mixed_conv2d
@@ -33,7 +34,7 @@ class MixtureConvLayer(ConvLayer):
 
     Raises:
         TypeError: If an argument has the wrong type.
-        ValueError: If an argument has a value that ``nn.Conv2d`` would not take.
+        ArgumentError: If an argument has a value that ``nn.Conv2d`` would not take.
     """
 
     temperature: Tensor
@@ -61,7 +62,7 @@ class MixtureConvLayer(ConvLayer):
 
         Raises:
             TypeError: If it is no number.
-            ValueError: If it is not finite and above 0.
+            ArgumentError: If it is not finite and above 0.
         """
         self.temperature.fill_(positive_number("temperature", temperature))
 
@@ -124,10 +125,10 @@ def positive_number(name: str, value: float) -> float:
 
     Raises:
         TypeError: If it is no number.
-        ValueError: If it is not finite and above 0.
+        ArgumentError: If it is not finite and above 0.
     """
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         raise TypeError(f"{name} must be a number, got {value!r}")
     if not (value > 0 and math.isfinite(value)):
-        raise ValueError(f"{name} must be finite and above 0, got {value!r}")
+        raise ArgumentError(f"{name} must be finite and above 0, got {value!r}")
     return value
