@@ -30,7 +30,7 @@ FLIPS = [dict(type="RandomFlip", prob=1.0), dict(type="RandomFlip", prob=0.0)]
 TTA_MODELS: dict[str, dict] = {
     "mmpretrain": dict(type="mmpretrain.AverageClsScoreTTA"),
     "mmdet": dict(
-        type="mmdet.DetTTAModel",
+        type="DetTTAModel",
         tta_cfg=dict(nms=dict(type="nms", iou_threshold=0.5), max_per_img=100),
     ),
 }

@@ -1,13 +1,13 @@
 """A short training for 2 CPU cores: AdamW, warm-up and cosine decay."""
 
-epochs = 10
+epochs = 5
 optim_wrapper = dict(
     type="OptimWrapper",
-    optimizer=dict(type="AdamW", lr=2e-3, weight_decay=0.05),
+    optimizer=dict(type="AdamW", lr=1.5e-3, weight_decay=0.05),
     clip_grad=dict(max_norm=10, norm_type=2),
 )
 param_scheduler = [
-    dict(type="LinearLR", start_factor=0.01, by_epoch=False, begin=0, end=50),
+    dict(type="LinearLR", start_factor=0.01, by_epoch=False, begin=0, end=100),
     dict(
         type="CosineAnnealingLR",
         by_epoch=True,

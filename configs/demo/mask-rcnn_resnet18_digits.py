@@ -1,0 +1,15 @@
+"""The demo of RedNet-26 with a ResNet-18 of like FLOPs in its place."""
+
+_base_ = "mask-rcnn_rednet26_digits.py"
+
+model = dict(
+    backbone=dict(
+        _delete_=True,
+        type="ResNet",
+        depth=18,
+        stem_channels=18,
+        base_channels=18,
+        out_indices=(0, 1, 2, 3),
+    ),
+    neck=dict(in_channels=[18, 36, 72, 144]),
+)
