@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 
@@ -34,4 +34,22 @@ def scale_and_shift(norm: _BatchNorm) -> tuple[Tensor, Tensor]:
 
 def scale_filters(weight: Tensor, scale: Tensor) -> Tensor:
     """Multiplies each output channel's kernel, in the scale's dtype."""
-    return weight.to(scale.dtype) * scale.view(-1, *(1,) * (weight.dim() - 1))
+    return weight.to(scale.dtype) * scale.view(-1, 1, 1, 1)
+
+
+@torch.no_grad()
+def fold(convolution: nn.Conv2d, scale: Tensor, shift: Tensor | None = None) -> None:
+    """Makes a convolution scale and shift its output by itself.
+
+    Args:
+        convolution: The convolution, changed in place.
+        scale: The factor of each output channel.
+        shift: What each output channel gets added; None for nothing, if there is no bias either.
+    """
+    weight = convolution.weight
+    folded = scale_filters(weight, scale).to(weight.dtype)
+    convolution.weight = nn.Parameter(folded, weight.requires_grad)
+    if convolution.bias is not None:
+        shift = convolution.bias * scale + (0 if shift is None else shift)
+    if shift is not None:
+        convolution.bias = nn.Parameter(shift.to(weight.dtype), weight.requires_grad)

@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from rednet.layers.base import ConvLayer
-from rednet.layers.folding import scale_and_shift, scale_filters
+from rednet.layers.folding import fold, scale_and_shift
 from rednet.ops.geometry import IntOrPair
 from rednet.registry import CONV_LAYERS
 
@@ -105,20 +105,15 @@ class SPConv2d(ConvLayer):
         weight, bias = self.gwc.weight, self.gwc.bias
         return F.conv2d(padded, weight, bias, self.stride, padding, self.dilation, GROUPS)
 
-    @torch.no_grad()
     def switch_to_deploy(self) -> nn.Module:
         """The layer itself, with both norms folded into its convolutions."""
         if isinstance(self.bn1, nn.Identity):
             return self
-        for convolutions, name in (((self.gwc, self.pwc), "bn1"), ((self.conv1x1,), "bn2")):
-            scale, shift = scale_and_shift(getattr(self, name))
-            for convolution in convolutions:
-                weight = scale_filters(convolution.weight, scale).to(convolution.weight.dtype)
-                convolution.weight = nn.Parameter(weight)
-            first = convolutions[0]
-            bias = shift if first.bias is None else shift + scale * first.bias
-            first.bias = nn.Parameter(bias.to(first.weight.dtype))
-            setattr(self, name, nn.Identity())
+        scale, shift = scale_and_shift(self.bn1)
+        fold(self.gwc, scale, shift)
+        fold(self.pwc, scale)
+        fold(self.conv1x1, *scale_and_shift(self.bn2))
+        self.bn1, self.bn2 = nn.Identity(), nn.Identity()
         return self
 
 

@@ -74,7 +74,7 @@ def swap_conv(
         id(convolution): _layer_like(name, convolution, conv_cfg, copy_weights)
         for name, convolution in matching.items()
     }
-    _replace(module, layers)
+    replace_modules(module, layers)
     swapped = layers.get(id(module), module)
     report_plain_weights(swapped)
     return swapped
@@ -212,9 +212,9 @@ def _following_padding(convolution: nn.Conv2d, arguments: dict[str, Any]) -> Pai
     return paddings[0], paddings[1]
 
 
-def _replace(module: nn.Module, layers: dict[int, nn.Module]) -> None:
-    """Puts the layers where their convolutions are; one that is shared stays shared."""
+def replace_modules(module: nn.Module, replacements: dict[int, nn.Module]) -> None:
+    """Replaces submodules, given by their ids; one that is shared stays shared."""
     for parent in list(module.modules()):
         for name, child in list(parent._modules.items()):  # named_children() skips duplicates
-            if id(child) in layers:
-                setattr(parent, name, layers[id(child)])
+            if id(child) in replacements:
+                setattr(parent, name, replacements[id(child)])

@@ -1,0 +1,62 @@
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import torch
+from mmengine.config import Config
+from mmengine.registry import MODELS
+
+from tests.layers.cases import randomised
+
+ROOT = Path(__file__).resolve().parents[2]
+CONFIG = """
+custom_imports = dict(imports=["rednet"])
+model = dict(
+    type="SwapConv",
+    module=dict(
+        type="RedNet", depth=26, stem_channels=32, base_channels=16,
+        num_stages=1, strides=(1,), dilations=(1,), out_indices=(0,),
+    ),
+    conv_cfg=dict(type="{layer}"),
+    include=r"stem\\.4\\.conv",
+)
+"""
+
+
+def _call(*arguments: str | Path) -> subprocess.CompletedProcess:
+    command = [sys.executable, ROOT / "tools/switch_to_deploy.py", *arguments]
+    environment = {"PYTHONPATH": str(ROOT), "PATH": ""}
+    return subprocess.run(command, capture_output=True, text=True, env=environment)
+
+
+def test_the_files_give_the_trained_models_outputs(tmp_path: Path) -> None:
+    source = tmp_path / "config.py"
+    source.write_text(CONFIG.format(layer="ACBlock"))
+    trained = randomised(MODELS.build(Config.fromfile(source).model)).eval()
+    meta = {"dataset_meta": {"classes": ["a", "b"]}, "epoch": 3}
+    torch.save({"state_dict": trained.state_dict(), "meta": meta}, tmp_path / "trained.pth")
+    prefix = tmp_path / "new" / "fused"
+    done = _call(source, tmp_path / "trained.pth", prefix, "--shape", "32", "48")
+    assert done.returncode == 0, done.stderr
+    assert "parameters, 12 batch norms\n-> " in done.stdout and ", 2 batch norms" in done.stdout
+
+    config = Config.fromfile(f"{prefix}.py")
+    assert config.load_from == f"{prefix}.pth"
+    checkpoint = torch.load(config.load_from, weights_only=True)
+    assert checkpoint["meta"] == {"dataset_meta": {"classes": ["a", "b"]}}
+    fused = MODELS.build(config.model)
+    fused.load_state_dict(checkpoint["state_dict"], strict=True)
+    image = torch.randn(1, 3, 32, 32)
+    torch.testing.assert_close(fused(image)[0], trained(image)[0], rtol=1e-3, atol=1e-3)
+
+
+def test_a_checkpoint_of_another_model_is_refused(tmp_path: Path) -> None:
+    source = tmp_path / "config.py"
+    source.write_text(CONFIG.format(layer="ConvAWS2d"))
+    torch.save({"state_dict": {"weight": torch.ones(1)}}, tmp_path / "other.pth")
+    done = _call(source, tmp_path / "other.pth", tmp_path / "fused")
+    assert done.returncode == 2 and "Traceback" not in done.stderr
+    assert "other.pth does not fit the config" in done.stderr
+    assert not (tmp_path / "fused.pth").exists()
