@@ -21,7 +21,16 @@ ROOT = Path(__file__).resolve().parents[1]
 
 # What the package promises: an entry that goes or is renamed breaks somebody's code or config.
 PUBLIC_NAMES = {
-    "rednet": ("__version__", "datasets", "engine", "layers", "models", "ops", "swap_conv"),
+    "rednet": (
+        "__version__",
+        "datasets",
+        "engine",
+        "layers",
+        "models",
+        "ops",
+        "swap_conv",
+        "switch_to_deploy",
+    ),
     "rednet.ops": ("backend", "explain_backends", "involution2d"),
     "rednet.layers": (
         "ACBlock",
@@ -33,7 +42,7 @@ PUBLIC_NAMES = {
         "SAConv2d",
         "SPConv2d",
     ),
-    "rednet.models": ("RedNet", "swap_conv"),
+    "rednet.models": ("RedNet", "swap_conv", "switch_to_deploy"),
     "rednet.datasets": ("Digits", "LoadImage"),
     "rednet.engine": (
         "ConfusionMatrixHook",
@@ -44,7 +53,7 @@ PUBLIC_NAMES = {
     "rednet.registry": ("CONV_LAYERS", "DATASETS", "HOOKS", "MODELS", "TRANSFORMS"),
 }
 REGISTERED_TYPES = [
-    (MODELS, (*PUBLIC_NAMES["rednet.layers"], "RedNet", "SwapConv")),
+    (MODELS, (*PUBLIC_NAMES["rednet.layers"], "Deployed", "RedNet", "SwapConv")),
     (DATASETS, ("Digits",)),
     (TRANSFORMS, ("LoadImage",)),
     (HOOKS, ("ConfusionMatrixHook", "FrozenWeightsHook", "TrainingCurveHook")),

@@ -13,9 +13,9 @@ from __future__ import annotations
 
 import argparse
 import importlib
-import importlib.util
 import json
 import platform
+import runpy
 import statistics
 import time
 from collections.abc import Callable, Sequence
@@ -32,36 +32,48 @@ from rednet.registry import CONV_LAYERS
 
 CONVOLUTION = "nn.Conv2d"
 SHORTEST_TURN = 0.02
+MODES = ["forward", "train"]
 
 
-class Case(NamedTuple):
-    """The convolution to stand in for, its input and what is timed."""
+class Shape(NamedTuple):
+    """The convolution to stand in for and the side of its input."""
 
     in_channels: int
     out_channels: int
     side: int
     kernel_size: int
     stride: int
+
+
+class Contender(NamedTuple):
+    """Something to time: what builds it, and its own keywords."""
+
+    factory: Callable[..., nn.Module]
+    keywords: dict[str, Any]
+
+
+class Case(NamedTuple):
+    """What is timed: ``forward``, or ``train`` for forward and backward."""
+
+    shape: Shape
     batch: int
     mode: str
 
-    def build(self, factory: Callable[..., nn.Module], keywords: dict[str, Any]) -> nn.Module:
-        """A contender of this geometry."""
-        module = factory(
-            self.in_channels,
-            self.out_channels,
-            self.kernel_size,
-            stride=self.stride,
-            padding=self.kernel_size // 2,
-            **keywords,
+    def build(self, contender: Contender) -> nn.Module:
+        """The contender of this geometry."""
+        module = contender.factory(
+            self.shape.in_channels,
+            self.shape.out_channels,
+            self.shape.kernel_size,
+            stride=self.shape.stride,
+            padding=self.shape.kernel_size // 2,
+            **contender.keywords,
         )
         return module.train(self.mode == "train")
 
     def __str__(self) -> str:
-        return (
-            f"{self.in_channels}-{self.out_channels} @{self.side} k{self.kernel_size} "
-            f"s{self.stride} b{self.batch} {self.mode}"
-        )
+        channels, out, side, kernel_size, stride = self.shape
+        return f"{channels}-{out} @{side} k{kernel_size} s{stride} b{self.batch} {self.mode}"
 
 
 def parse_args() -> argparse.Namespace:
@@ -90,29 +102,31 @@ def parse_args() -> argparse.Namespace:
         "--shapes",
         nargs="+",
         type=parse_shape,
-        default=["64,64,56,3,1", "256,256,14,3,1", "512,512,7,3,1", "128,128,56,3,2"],
+        default=[
+            Shape(64, 64, 56, 3, 1),
+            Shape(256, 256, 14, 3, 1),
+            Shape(512, 512, 7, 3, 1),
+            Shape(128, 128, 56, 3, 2),
+        ],
         metavar="IN,OUT,SIDE,K,STRIDE",
     )
     parser.add_argument("--batches", nargs="+", type=int, default=[1, 8, 32])
-    parser.add_argument("--modes", nargs="+", choices=["forward", "train"])
+    parser.add_argument("--modes", nargs="+", choices=MODES, default=MODES)
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--dtype", choices=["float32", "float16", "bfloat16"], default="float32")
     parser.add_argument("--channels-last", action="store_true")
     parser.add_argument("--threads", type=int, help="CPU threads; default: PyTorch's choice")
     parser.add_argument("--turns", type=int, default=7, help="timed turns of each contender")
     parser.add_argument("--out", type=Path, help="write the results here as JSON")
-    args = parser.parse_args()
-    args.shapes = [parse_shape(s) if isinstance(s, str) else s for s in args.shapes]
-    args.modes = args.modes or ["forward", "train"]
-    return args
+    return parser.parse_args()
 
 
-def parse_shape(text: str) -> tuple[int, ...]:
+def parse_shape(text: str) -> Shape:
     """Read ``IN,OUT,SIDE,K,STRIDE``."""
-    numbers = tuple(int(number) for number in text.split(","))
-    if len(numbers) != 5:
-        raise argparse.ArgumentTypeError(f"expected IN,OUT,SIDE,K,STRIDE, got {text!r}")
-    return numbers
+    try:
+        return Shape(*map(int, text.split(",")))
+    except (TypeError, ValueError) as error:
+        raise argparse.ArgumentTypeError(f"expected IN,OUT,SIDE,K,STRIDE, got {text!r}") from error
 
 
 def parse_peer(text: str) -> tuple[str, str, Callable[..., nn.Module]]:
@@ -121,17 +135,14 @@ def parse_peer(text: str) -> tuple[str, str, Callable[..., nn.Module]]:
     source, _, name = address.rpartition(":")
     if not (layer and source and name):
         raise argparse.ArgumentTypeError(f"expected LAYER=SOURCE:NAME, got {text!r}")
-    return layer, f"{Path(source).stem}:{name}", getattr(load_module(source), name)
+    return layer, f"{Path(source).stem}:{name}", load(source, name)
 
 
-def load_module(source: str) -> Any:
-    """Import a .py file by its path, or a module by its name."""
-    if not source.endswith(".py"):
-        return importlib.import_module(source)
-    spec = importlib.util.spec_from_file_location(Path(source).stem, source)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+def load(source: str, name: str) -> Callable[..., nn.Module]:
+    """A class or function of a .py file, given by its path, or of an importable module."""
+    if source.endswith(".py"):
+        return runpy.run_path(source)[name]
+    return getattr(importlib.import_module(source), name)
 
 
 def registered_layers() -> dict[str, type[ConvLayer]]:
@@ -194,8 +205,8 @@ def involution_operations() -> dict[Any, Callable[..., int]]:
     """How many operations the involution operator and its gradients take, for the counter."""
 
     def by_kernels(input: Sequence[int], weight: Sequence[int], *_: Any, **__: Any) -> int:
-        batch, _, height, width, *output = weight
-        return 2 * batch * input[1] * height * width * output[0] * output[1]
+        taps, pixels = weight[2] * weight[3], weight[4] * weight[5]
+        return 2 * weight[0] * input[1] * taps * pixels
 
     def by_gradient(
         grad: Sequence[int],
@@ -216,17 +227,18 @@ def involution_operations() -> dict[Any, Callable[..., int]]:
 
 
 def measure(
-    case: Case, contenders: dict[str, tuple[Callable[..., nn.Module], dict[str, Any]]], args: Any
-) -> dict[str, Any]:
+    case: Case, contenders: dict[str, Contender], args: argparse.Namespace
+) -> dict[str, dict[str, float]]:
     """Time the contenders of one case; the first is nn.Conv2d."""
     torch.manual_seed(0)
     dtype = getattr(torch, args.dtype)
     layout = torch.channels_last if args.channels_last else torch.contiguous_format
-    shape = (case.batch, case.in_channels, case.side, case.side)
-    image = torch.randn(shape, device=args.device, dtype=dtype).to(memory_format=layout)
+    size = (case.batch, case.shape.in_channels, case.shape.side, case.shape.side)
+    image = torch.randn(size, device=args.device, dtype=dtype).to(memory_format=layout)
     actions = {}
-    for name, (factory, keywords) in contenders.items():
-        module = case.build(factory, keywords).to(args.device, dtype).to(memory_format=layout)
+    for name, contender in contenders.items():
+        module = case.build(contender).to(args.device, dtype)
+        module = module.to(memory_format=layout)  # type: ignore[call-overload]
         actions[name] = turn(module, image, case.mode)
     wait = torch.cuda.synchronize if args.device.startswith("cuda") else lambda: None
     samples = interleaved_samples(list(actions.values()), args.turns, wait)
@@ -272,17 +284,18 @@ def main() -> None:
     for shape in args.shapes:
         for batch in args.batches:
             for mode in args.modes:
-                case = Case(*shape, batch, mode)
-                contenders = {CONVOLUTION: (nn.Conv2d, {})}
+                case = Case(shape, batch, mode)
+                contenders = {CONVOLUTION: Contender(nn.Conv2d, {})}
                 for name in chosen:
                     keywords = args.keywords.get(name, {})
-                    contenders[name] = (layers[name], keywords)
+                    contenders[name] = Contender(layers[name], keywords)
                     for layer, label, factory in args.peer:
                         if layer == name:
-                            contenders[f"{name} by {label}"] = (factory, keywords)
+                            contenders[f"{name} by {label}"] = Contender(factory, keywords)
                 results = measure(case, contenders, args)
                 show(case, results)
-                records.append({"case": case._asdict(), "results": results})
+                shown = {**shape._asdict(), "batch": batch, "mode": mode}
+                records.append({"case": shown, "results": results})
     if args.out:
         device = torch.cuda.get_device_name() if args.device == "cuda" else platform.processor()
         machine = {

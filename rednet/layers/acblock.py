@@ -87,28 +87,32 @@ class ACBlock(ConvLayer):
         self.init_weights()
 
     def _add_branches(self) -> None:
-        height, width = self.kernel_size
         # The norms come first, because tools that fold a norm into the convolution registered
         # before it must leave the branches together.
-        for name in BRANCHES:
-            norm = nn.BatchNorm2d(self.out_channels, affine=self.use_affine)
-            self.add_module(f"{name}_bn", norm)
-        for name, size in zip(BRANCHES, ((height, width), (height, 1), (1, width)), strict=True):
-            convolution = nn.Conv2d(
-                self.in_channels,
-                self.out_channels,
-                size,
-                self.stride,
-                dilation=self.dilation,
-                groups=self.groups,
-                bias=False,
-            )
-            self.add_module(f"{name}_conv", convolution)
+        self.square_bn = nn.BatchNorm2d(self.out_channels, affine=self.use_affine)
+        self.ver_bn = nn.BatchNorm2d(self.out_channels, affine=self.use_affine)
+        self.hor_bn = nn.BatchNorm2d(self.out_channels, affine=self.use_affine)
+        height, width = self.kernel_size
+        self.square_conv = self._branch((height, width))
+        self.ver_conv = self._branch((height, 1))
+        self.hor_conv = self._branch((1, width))
+
+    def _branch(self, kernel_size: Pair) -> nn.Conv2d:
+        return nn.Conv2d(
+            self.in_channels,
+            self.out_channels,
+            kernel_size,
+            self.stride,
+            dilation=self.dilation,
+            groups=self.groups,
+            bias=False,
+        )
 
     def init_weights(self) -> None:
         """The initialisation of ``nn.Conv2d`` and ``nn.BatchNorm2d``, and ``gamma_init``."""
         for module in self.children():
-            module.reset_parameters()
+            if isinstance(module, (nn.Conv2d, nn.BatchNorm2d)):
+                module.reset_parameters()
             if isinstance(module, nn.BatchNorm2d) and self.gamma_init is not None:
                 nn.init.constant_(module.weight, self.gamma_init)
 
@@ -186,8 +190,8 @@ class ACBlock(ConvLayer):
             return {"fused_conv.weight": weight, "fused_conv.bias": bias}
         adapted = {"square_conv.weight": weight}
         for name, norm in zip(BRANCHES, self._norms(), strict=True):
-            adapted[f"{name}_bn.running_mean"] = torch.zeros_like(norm.running_mean)
-            adapted[f"{name}_bn.running_var"] = torch.full_like(norm.running_var, 1 - norm.eps)
+            adapted[f"{name}_bn.running_mean"] = torch.zeros_like(bias)
+            adapted[f"{name}_bn.running_var"] = torch.full_like(bias, 1 - norm.eps)
         if self.use_affine:
             for name in BRANCHES:
                 adapted[f"{name}_bn.weight"] = torch.full_like(bias, float(name == "square"))
@@ -195,7 +199,6 @@ class ACBlock(ConvLayer):
             adapted["square_bn.bias"] = bias
         else:
             adapted["square_bn.running_mean"] = -bias
-            for name in BRANCHES[1:]:
-                thin = getattr(self, f"{name}_conv").weight
-                adapted[f"{name}_conv.weight"] = torch.zeros_like(thin)
+            adapted["ver_conv.weight"] = torch.zeros_like(self.ver_conv.weight)
+            adapted["hor_conv.weight"] = torch.zeros_like(self.hor_conv.weight)
         return adapted

@@ -9,7 +9,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 def is_affine(norm: _BatchNorm) -> bool:
     """Whether the norm uses its running statistics, so that it only scales and shifts."""
-    return not norm.training and norm.running_mean is not None
+    return not norm.training and norm.running_var is not None
 
 
 def scale_and_shift(norm: _BatchNorm) -> tuple[Tensor, Tensor]:
@@ -22,11 +22,12 @@ def scale_and_shift(norm: _BatchNorm) -> tuple[Tensor, Tensor]:
         Two tensors, (C,), of float32 for a 16-bit norm and else of its dtype, through which the
         gradients of the norm's parameters flow.
     """
-    dtype = torch.promote_types(norm.running_var.dtype, torch.float32)
-    scale = torch.rsqrt(norm.running_var.to(dtype) + norm.eps)
+    mean, variance = norm.get_buffer("running_mean"), norm.get_buffer("running_var")
+    dtype = torch.promote_types(variance.dtype, torch.float32)
+    scale = torch.rsqrt(variance.to(dtype) + norm.eps)
     if norm.weight is not None:
         scale = scale * norm.weight.to(dtype)
-    shift = -norm.running_mean.to(dtype) * scale
+    shift = -mean.to(dtype) * scale
     if norm.bias is not None:
         shift = shift + norm.bias.to(dtype)
     return scale, shift

@@ -104,7 +104,7 @@ class SAConv2d(StandardisedConv):
         for key, value in standardised_state(state["weight"]).items():
             if key in adapted:
                 adapted[key] = value
-        adapted["switch.bias"] = torch.ones_like(self.switch.bias)
+        adapted["switch.bias"] = torch.ones_like(adapted["switch.bias"])
         if "bias" in state:
             adapted["post_context.bias"] = state["bias"]
         return adapted
@@ -118,7 +118,7 @@ class SAConv2d(StandardisedConv):
         """The layer itself, with the standardised kernel as its weight."""
         if not self.deploy:
             self.weight = nn.Parameter(self.kernel())
-            self.weight_gamma = self.weight_beta = None
+            del self.weight_gamma, self.weight_beta
             self.deploy = True
         return self
 
@@ -144,7 +144,7 @@ class SAConv2d(StandardisedConv):
         """The switch, (N, 1, Ho, Wo): averaged after the 1 x 1 convolution, over one channel."""
         projected = F.conv2d(input, self.switch.weight)
         average = self.centre(_average_5x5(projected))[..., :: self.stride[0], :: self.stride[1]]
-        return average + self.switch.bias.to(average.dtype)
+        return average + self.switch.get_parameter("bias").to(average.dtype)
 
     def _convolved(self, input: Tensor, kernel: Tensor, rate: int) -> Tensor:
         padded, padding = self._pad_at(rate, input)

@@ -75,8 +75,8 @@ class SPConv2d(ConvLayer):
         split = _split(in_channels, ratio)
         # The norms come first, because tools that fold a norm into the convolution registered
         # before it must not take any of these for such a pair.
-        self.bn1 = nn.BatchNorm2d(out_channels)
-        self.bn2 = nn.BatchNorm2d(out_channels)
+        self.bn1: nn.BatchNorm2d | nn.Identity = nn.BatchNorm2d(out_channels)
+        self.bn2: nn.BatchNorm2d | nn.Identity = nn.BatchNorm2d(out_channels)
         self.gwc = nn.Conv2d(split[0], out_channels, self.kernel_size, groups=GROUPS, bias=False)
         self.pwc = nn.Conv2d(split[0], out_channels, 1, bias=False)
         self.conv1x1 = nn.Conv2d(split[1], out_channels, 1)
@@ -85,7 +85,8 @@ class SPConv2d(ConvLayer):
     def init_weights(self) -> None:
         """The initialisation of ``nn.Conv2d`` and ``nn.BatchNorm2d``."""
         for module in self.children():
-            module.reset_parameters()
+            if isinstance(module, (nn.Conv2d, nn.BatchNorm2d)):
+                module.reset_parameters()
 
     def forward(self, input: Tensor) -> Tensor:
         """Maps (N, in_channels, H, W) to (N, out_channels, Ho, Wo)."""
@@ -107,13 +108,14 @@ class SPConv2d(ConvLayer):
 
     def switch_to_deploy(self) -> nn.Module:
         """The layer itself, with both norms folded into its convolutions."""
-        if isinstance(self.bn1, nn.Identity):
-            return self
-        scale, shift = scale_and_shift(self.bn1)
-        fold(self.gwc, scale, shift)
-        fold(self.pwc, scale)
-        fold(self.conv1x1, *scale_and_shift(self.bn2))
-        self.bn1, self.bn2 = nn.Identity(), nn.Identity()
+        if isinstance(self.bn1, nn.BatchNorm2d):
+            scale, shift = scale_and_shift(self.bn1)
+            fold(self.gwc, scale, shift)
+            fold(self.pwc, scale)
+            self.bn1 = nn.Identity()
+        if isinstance(self.bn2, nn.BatchNorm2d):
+            fold(self.conv1x1, *scale_and_shift(self.bn2))
+            self.bn2 = nn.Identity()
         return self
 
 

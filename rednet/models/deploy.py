@@ -158,8 +158,8 @@ def _convolution(module: nn.Module) -> nn.Conv2d | None:
     if isinstance(module, ACBlock) and module.deploy:
         return module.fused_conv
     # A subclass may do something else to its weight; so may a hook, such as a spectral norm's.
-    if type(module) in (nn.Conv2d, WrappedConv2d) and not module._forward_pre_hooks:
-        return module
+    if isinstance(module, nn.Conv2d) and type(module) in (nn.Conv2d, WrappedConv2d):
+        return None if module._forward_pre_hooks else module
     return None
 
 
@@ -176,8 +176,8 @@ def _foldable(parent: nn.Module, convolution: nn.Conv2d, norm: nn.Module) -> boo
 
 def _random_run(model: nn.Module) -> Callable[[nn.Module], Any]:
     """Extracts the features of random images; tries it once."""
-    kinds = (nn.Conv2d, ConvLayer)
-    first = next((each for each in model.modules() if isinstance(each, kinds)), None)
+    layers = (each for each in model.modules() if isinstance(each, (nn.Conv2d, ConvLayer)))
+    first = next(layers, None)
     if first is None:
         raise ValueError(f"there is nothing to fuse: {type(model).__name__} has no convolution")
     images = _random_image(first, IMAGE_SIDE, IMAGE_SIDE)
@@ -196,7 +196,7 @@ def _random_run(model: nn.Module) -> Callable[[nn.Module], Any]:
     return run
 
 
-def _random_image(convolution: nn.Module, height: int, width: int) -> Tensor:
+def _random_image(convolution: nn.Conv2d | ConvLayer, height: int, width: int) -> Tensor:
     weight = next(convolution.parameters())
     shape = (2, convolution.in_channels, height, width)
     return torch.randn(shape, device=weight.device, dtype=weight.dtype)
@@ -204,13 +204,13 @@ def _random_image(convolution: nn.Module, height: int, width: int) -> Tensor:
 
 def _fusion_error(original: nn.Module, fused: nn.Module) -> float:
     """How much the output changes, in float64, so that only the new weights' rounding is left."""
-    convolution = original[0] if isinstance(original, nn.Sequential) else original
+    convolution: Any = original[0] if isinstance(original, nn.Sequential) else original
     images = _random_image(convolution, *_sides(convolution)).double()
     outputs = (copy.deepcopy(each).double()(images) for each in (fused, original))
     return _relative_error(*outputs)
 
 
-def _sides(convolution: nn.Module) -> list[int]:
+def _sides(convolution: nn.Conv2d | ConvLayer) -> list[int]:
     """A height and a width that the kernel and every padding mode can work with."""
     return [
         dilation * (size - 1) + 1 + 2 * stride

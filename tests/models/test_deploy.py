@@ -15,7 +15,6 @@ from rednet.models import RedNet
 from rednet.registry import MODELS
 from tests.layers.cases import randomised, registered_layers
 
-
 TWO_STAGES = dict(num_stages=2, strides=(1, 2), dilations=(1, 1), out_indices=(0, 1))
 
 
