@@ -157,12 +157,12 @@ class ACBlock(ConvLayer):
             Its weight, (out_channels, in_channels / groups, Kh, Kw), and bias, (out_channels,).
         """
         scales, shifts = zip(*(scale_and_shift(norm) for norm in self._norms()), strict=True)
-        rows, columns = self.kernel_size[0] // 2, self.kernel_size[1] // 2
         ver = scale_filters(self.ver_conv.weight, scales[1])
         hor = scale_filters(self.hor_conv.weight, scales[2])
         weight = scale_filters(self.square_conv.weight, scales[0])
-        weight = weight + F.pad(ver, (columns, self.kernel_size[1] - 1 - columns))
-        weight = weight + F.pad(hor, (0, 0, rows, self.kernel_size[0] - 1 - rows))
+        # Products rather than padding, whose result has no known shape for the ONNX exporter.
+        weight = weight + ver * _middle(self.kernel_size[1], ver)
+        weight = weight + hor * _middle(self.kernel_size[0], hor).unsqueeze(1)
         dtype = self.square_conv.weight.dtype
         return weight.to(dtype), sum(shifts).to(dtype)
 
@@ -202,3 +202,8 @@ class ACBlock(ConvLayer):
             adapted["ver_conv.weight"] = torch.zeros_like(self.ver_conv.weight)
             adapted["hor_conv.weight"] = torch.zeros_like(self.hor_conv.weight)
         return adapted
+
+
+def _middle(size: int, like: Tensor) -> Tensor:
+    """1 on the element that a thin kernel lies on, and 0 elsewhere."""
+    return (torch.arange(size, device=like.device) == size // 2).to(like.dtype)

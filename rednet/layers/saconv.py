@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from mmengine.model import constant_init
 from torch import Tensor, nn
 
+from rednet.errors import MissingDependencyError
 from rednet.layers.conv_aws import StandardisedConv, standardised_state
 from rednet.layers.padding import pad_image
 from rednet.ops.geometry import IntOrPair, Pair
@@ -52,8 +53,8 @@ class SAConv2d(StandardisedConv):
 
     Raises:
         TypeError: If an argument has the wrong type.
-        ValueError: If an argument has a value that cannot be served.
-        ImportError: If ``use_deform`` is set and mmcv has no operators.
+        ArgumentError: If an argument has a value that cannot be served.
+        MissingDependencyError: If ``use_deform`` is set and mmcv has no operators.
     """
 
     def __init__(
@@ -201,7 +202,7 @@ def _mmcv_ops() -> ModuleType:
     try:
         import mmcv.ops
     except ImportError as error:
-        raise ImportError(
+        raise MissingDependencyError(
             "use_deform=True needs mmcv with its operators (mmcv.ops); mmcv-lite has none"
         ) from error
     return mmcv.ops

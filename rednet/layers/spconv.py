@@ -6,6 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from rednet.errors import ArgumentError
 from rednet.layers.base import ConvLayer
 from rednet.layers.folding import fold, scale_and_shift
 from rednet.ops.geometry import IntOrPair
@@ -46,7 +47,7 @@ class SPConv2d(ConvLayer):
 
     Raises:
         TypeError: If an argument has the wrong type.
-        ValueError: If an argument has a value that cannot be served.
+        ArgumentError: If an argument has a value that cannot be served.
     """
 
     def __init__(
@@ -67,9 +68,11 @@ class SPConv2d(ConvLayer):
             in_channels, out_channels, kernel_size, stride, padding, dilation, groups, padding_mode
         )
         if groups != 1:
-            raise ValueError(f"SPConv2d splits the channels itself: groups must be 1, got {groups}")
+            raise ArgumentError(
+                f"groups must be 1, got {groups}: SPConv2d splits the channels itself"
+            )
         if out_channels % GROUPS:
-            raise ValueError(f"out_channels must be a multiple of {GROUPS}, got {out_channels}")
+            raise ArgumentError(f"out_channels must be a multiple of {GROUPS}, got {out_channels}")
         self.register_parameter("bias", None)
         self.ratio = ratio
         split = _split(in_channels, ratio)
@@ -124,18 +127,18 @@ def _split(in_channels: int, ratio: float) -> tuple[int, int]:
 
     Raises:
         TypeError: If the ratio is no number.
-        ValueError: If a part has no channels, or the kernel's cannot be split in two groups.
+        ArgumentError: If a part has no channels, or the kernel's cannot be split in two groups.
     """
     if isinstance(ratio, bool) or not isinstance(ratio, (int, float)):
         raise TypeError(f"ratio must be a number, got {ratio!r}")
     kept = int(in_channels * ratio)
     if not 0 < kept < in_channels:
-        raise ValueError(
+        raise ArgumentError(
             f"ratio must leave channels to both parts: ratio={ratio} of in_channels={in_channels} "
             f"gives {kept} and {in_channels - kept}"
         )
     if kept % GROUPS:
-        raise ValueError(
+        raise ArgumentError(
             f"the kernel's part of the channels is split in {GROUPS} groups: ratio={ratio} of "
             f"in_channels={in_channels} gives {kept}, which is no multiple of {GROUPS}"
         )

@@ -13,6 +13,7 @@ from mmcv.cnn import ConvModule
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from rednet.errors import ArgumentError
 from rednet.layers.acblock import ACBlock
 from rednet.layers.base import ConvLayer
 from rednet.layers.folding import fold, is_affine, scale_and_shift
@@ -53,7 +54,7 @@ def switch_to_deploy(model: nn.Module, run: Callable[[nn.Module], Any] | None = 
         The model, or what takes its place where it is itself a layer that becomes another one.
 
     Raises:
-        ValueError: If the model does not run on random images, or its output is not finite.
+        ArgumentError: If the model does not run on random images, or its output is not finite.
         RuntimeError: If an output has changed. The message names the layer that changed most. The
             model is then of no use.
 
@@ -68,7 +69,7 @@ def switch_to_deploy(model: nn.Module, run: Callable[[nn.Module], Any] | None = 
     with torch.no_grad():
         expected = _tensors(run(model))
         if not all(tensor.isfinite().all() for tensor in expected):
-            raise ValueError("the model's output is not finite even before it is fused")
+            raise ArgumentError("the model's output is not finite even before it is fused")
         place = nn.ModuleList([model])
         errors = {name: _fusion_error(original, fused) for name, original, fused in _fusions(place)}
         model = place[0]
@@ -179,7 +180,7 @@ def _random_run(model: nn.Module) -> Callable[[nn.Module], Any]:
     layers = (each for each in model.modules() if isinstance(each, (nn.Conv2d, ConvLayer)))
     first = next(layers, None)
     if first is None:
-        raise ValueError(f"there is nothing to fuse: {type(model).__name__} has no convolution")
+        raise ArgumentError(f"there is nothing to fuse: {type(model).__name__} has no convolution")
     images = _random_image(first, IMAGE_SIDE, IMAGE_SIDE)
 
     def run(model: nn.Module) -> Any:
@@ -189,7 +190,7 @@ def _random_run(model: nn.Module) -> Callable[[nn.Module], Any]:
         with torch.no_grad():
             run(model)
     except Exception as error:
-        raise ValueError(
+        raise ArgumentError(
             f"{type(model).__name__} does not run on random images of shape "
             f"{tuple(images.shape)}; pass run=lambda model: model(...): {error}"
         ) from error
