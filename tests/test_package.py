@@ -42,21 +42,25 @@ PUBLIC_NAMES = {
         "SAConv2d",
         "SPConv2d",
     ),
-    "rednet.models": ("RedNet", "swap_conv", "switch_to_deploy"),
+    "rednet.models": ("RedNet", "build_conv_cls_head", "swap_conv", "switch_to_deploy"),
     "rednet.datasets": ("Digits", "LoadImage"),
     "rednet.engine": (
         "ConfusionMatrixHook",
         "FrozenWeightsHook",
+        "TemperatureAnnealHook",
         "TrainingCurveHook",
         "safe_checkpoint",
     ),
     "rednet.registry": ("CONV_LAYERS", "DATASETS", "HOOKS", "MODELS", "TRANSFORMS"),
 }
 REGISTERED_TYPES = [
-    (MODELS, (*PUBLIC_NAMES["rednet.layers"], "Deployed", "RedNet", "SwapConv")),
+    (MODELS, (*PUBLIC_NAMES["rednet.layers"], "ConvClsHead", "Deployed", "RedNet", "SwapConv")),
     (DATASETS, ("Digits",)),
     (TRANSFORMS, ("LoadImage",)),
-    (HOOKS, ("ConfusionMatrixHook", "FrozenWeightsHook", "TrainingCurveHook")),
+    (
+        HOOKS,
+        ("ConfusionMatrixHook", "FrozenWeightsHook", "TemperatureAnnealHook", "TrainingCurveHook"),
+    ),
 ]
 
 # What a folder of rednet/ may import from its neighbours.

@@ -1,5 +1,6 @@
 """Backbones and model surgery."""
 
+from rednet.models.conv_cls_head import build_conv_cls_head
 from rednet.models.deploy import switch_to_deploy
 from rednet.models.model_index import register_models
 from rednet.models.rednet import RedNet
@@ -7,4 +8,4 @@ from rednet.models.swap_conv import swap_conv
 
 register_models()
 
-__all__ = ["RedNet", "swap_conv", "switch_to_deploy"]
+__all__ = ["RedNet", "build_conv_cls_head", "swap_conv", "switch_to_deploy"]

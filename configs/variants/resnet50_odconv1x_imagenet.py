@@ -1,0 +1,21 @@
+"""ResNet-50 + ODConv with one kernel (1x): 28.64M parameters."""
+
+_base_ = [
+    "mmpretrain::_base_/models/resnet50.py",
+    "mmpretrain::_base_/schedules/imagenet_bs256.py",
+    "../_base_/datasets/imagenet.py",
+    "../_base_/default_runtime.py",
+]
+
+model = dict(
+    backbone=dict(
+        _delete_=True,
+        type="SwapConv",
+        module={{_base_.model.backbone}},
+        conv_cfg=dict(type="ODConv2d", kernel_num=1),
+        # All convolutions but the stem and the shortcuts'.
+        include=r"^layer\d\.\d+\.conv\d$",
+    )
+)
+
+custom_hooks = [dict(type="TrainingCurveHook"), dict(type="TemperatureAnnealHook")]
