@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 import torch
 from mmengine.hooks import Hook
 from mmengine.model import is_model_wrapper
@@ -38,12 +41,21 @@ class FrozenWeightsHook(Hook):
             return
         shown = ", ".join(names[:_NAMES_SHOWN])
         more = f" and {len(names) - _NAMES_SHOWN} more" if len(names) > _NAMES_SHOWN else ""
+        backbone = _backbone_option(runner.cfg)
         raise UserError(
             f"the model freezes weights that nothing has trained: the norms {shown}{more} stay in "
             f"eval mode and hold their initial statistics. Give the weights, with --cfg-options "
-            f"model.backbone.init_cfg.checkpoint=FILE or load_from=FILE, or train from scratch, "
-            f"with --cfg-options model.backbone.frozen_stages=-1 model.backbone.norm_eval=False"
+            f"{backbone}.init_cfg.checkpoint=FILE or load_from=FILE, or train from scratch, "
+            f"with --cfg-options {backbone}.frozen_stages=-1 {backbone}.norm_eval=False"
         )
+
+
+def _backbone_option(config: Mapping[str, Any]) -> str:
+    """The dotted key of the backbone's config, inside of SwapConv where that wraps it."""
+    key, backbone = "model.backbone", config["model"].get("backbone", {})
+    while backbone.get("type") == "SwapConv":
+        key, backbone = f"{key}.module", backbone["module"]
+    return key
 
 
 def untrained_frozen_norms(model: nn.Module) -> list[str]:

@@ -11,7 +11,7 @@ from torch import nn
 
 from rednet.layers import Involution2d
 
-pytest.importorskip("mmdet", reason="detectors need mmdet")
+mmdet = pytest.importorskip("mmdet", reason="detectors need mmdet")
 
 ROOT = Path(__file__).resolve().parents[2]
 FOLDER = ROOT / "configs/detection"
@@ -53,8 +53,7 @@ def involutions(module: nn.Module) -> list[str]:
 
 @pytest.mark.parametrize("name", PUBLISHED)
 def test_trainable_parameters_are_the_published_ones(name: str) -> None:
-    parameters = detector(name).parameters()
-    trainable = sum(each.numel() for each in parameters if each.requires_grad)
+    trainable = sum(each.numel() for each in detector(name).parameters() if each.requires_grad)
     assert trainable / 1e6 == pytest.approx(PUBLISHED[name], abs=0.1)
 
 
@@ -70,3 +69,72 @@ def test_involutions_are_where_the_name_says(name: str) -> None:
         mask = [f"mask_head.convs.{index}.conv" for index in range(4)]
         has_mask_head = name.startswith("mask") and "invhead" in name
         assert involutions(model.roi_head) == (mask if has_mask_head else [])
+
+
+def parameters(model: nn.Module) -> int:
+    return sum(each.numel() for each in model.parameters())
+
+
+def stock(name: str) -> nn.Module:
+    return build(Config.fromfile(mmdet_config(name)).model)
+
+
+def mmdet_config(name: str) -> Path:
+    folder = Path(mmdet.__file__).parent / ".mim/configs"
+    return next(folder.glob(f"*/{name}_1x_coco.py"))
+
+
+# Parameters that the layers add to a ResNet-50, in millions, as published.
+ADDED = {
+    "faster-rcnn_r50-odconv_fpn": ("faster-rcnn_r50_fpn", 90.67 - 25.56),
+    "mask-rcnn_r50-sac_fpn": ("mask-rcnn_r50_fpn", 14.87),
+    # not published; a row, a column and three norms for each of 16 convolutions
+    "retinanet_r50-acblock_fpn": (
+        "retinanet_r50_fpn",
+        sum(n * (6 * c * c + 6 * c) for n, c in ((3, 64), (4, 128), (6, 256), (3, 512))) / 1e6,
+    ),
+}
+
+
+@pytest.mark.parametrize("name", ADDED)
+def test_a_variant_adds_the_parameters_of_its_layers(name: str) -> None:
+    plain, added = ADDED[name]
+    difference = parameters(detector(name)) - parameters(stock(plain))
+    assert difference / 1e6 == pytest.approx(added, abs=0.01)
+
+
+def test_sac_starts_from_plain_weights_and_freezes_nothing_untrained() -> None:
+    """A plain checkpoint fills the backbone so that it computes what the ResNet computed."""
+    backbone = read("mask-rcnn_r50-sac_fpn").model.backbone
+    plain = backbone.module.module
+    plain.update(depth=50, base_channels=8, stem_channels=8, init_cfg=None)
+    backbone.module.conv_cfg.use_deform = False
+    with MODELS.switch_scope_and_registry("mmdet") as registry:
+        swapped, resnet = registry.build(backbone), registry.build(plain)
+    swapped.load_state_dict(resnet.state_dict())
+    image = torch.rand(1, 3, 64, 64)
+    swapped.eval(), resnet.eval()
+    for ours, theirs in zip(swapped(image), resnet(image), strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("name", ["faster-rcnn_r50_fpn", "atss_r50_fpn"])
+def test_a_stock_config_takes_rednet_by_cfg_options_alone(name: str) -> None:
+    """The lines that README gives."""
+    config = Config.fromfile(mmdet_config(name))
+    config.merge_from_dict(
+        {
+            "model.backbone.type": "RedNet",
+            "model.backbone.init_cfg.checkpoint": "rednet50.pth",
+            "model.backbone.init_cfg.prefix": "backbone.",
+        }
+    )
+    model = build(config.model)
+    assert type(model.backbone).__name__ == "RedNet" and model.backbone.frozen_stages == 1
+    assert not any(each.requires_grad for each in model.backbone.layer1.parameters())
+
+
+def test_without_the_checkpoint_everything_is_trained() -> None:
+    model = build(read("faster-rcnn_rednet50_fpn").model).train()
+    assert all(each.requires_grad for each in model.parameters())
+    assert all(each.training for each in model.modules())

@@ -13,8 +13,9 @@ from rednet.models import RedNet
 TINY = dict(depth=26, stem_channels=32, base_channels=16)
 
 
-def train(model: nn.Module) -> None:
-    FrozenWeightsHook().before_train(SimpleNamespace(model=model))
+def train(model: nn.Module, backbone: dict | None = None) -> None:
+    config = dict(model=dict(backbone=backbone or dict(type="RedNet")))
+    FrozenWeightsHook().before_train(SimpleNamespace(model=model, cfg=config))
 
 
 def test_frozen_random_norms_are_refused_by_name() -> None:
@@ -29,6 +30,9 @@ def test_random_norms_in_eval_mode_are_refused() -> None:
     backbone = RedNet(**TINY, norm_eval=True)
     with pytest.raises(UserError, match="frozen_stages=-1 model.backbone.norm_eval=False"):
         train(backbone)
+    swapped = dict(type="SwapConv", module=dict(type="ResNet"))
+    with pytest.raises(UserError, match="model.backbone.module.norm_eval=False"):
+        train(backbone, swapped)
 
 
 def test_norms_that_are_trained_are_fine() -> None:

@@ -1,0 +1,19 @@
+"""RetinaNet on COCO with ACBlocks for ResNet-50's 3 x 3 convolutions; deployed, a plain RetinaNet.
+
+It freezes the backbone's first stages and norms, and so wants an ImageNet checkpoint of the same
+ResNet: --cfg-options model.backbone.module.init_cfg.checkpoint=FILE
+model.backbone.module.init_cfg.prefix=backbone. The blocks' norms of plain weights would be frozen
+untrained, which is refused.
+"""
+
+_base_ = ["mmdet::retinanet/retinanet_r50_fpn_1x_coco.py", "../_base_/detection.py"]
+
+model = dict(
+    backbone=dict(
+        _delete_=True,
+        type="SwapConv",
+        module={{_base_.model.backbone}},
+        conv_cfg=dict(type="ACBlock"),
+        include=r"^layer\d\.\d+\.conv2$",
+    )
+)
