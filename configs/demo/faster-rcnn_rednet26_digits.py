@@ -29,12 +29,15 @@ model = dict(
     ),
     roi_head=dict(
         bbox_roi_extractor=dict(out_channels=64),
-        bbox_head=dict(in_channels=64, fc_out_channels=256, num_classes=10),
+        # one box regression for all classes learns from all objects
+        bbox_head=dict(
+            in_channels=64, fc_out_channels=256, num_classes=10, reg_class_agnostic=True
+        ),
     ),
     train_cfg=dict(
         rpn=dict(sampler=dict(num=128)),
         rpn_proposal=proposals,
-        rcnn=dict(sampler=dict(num=48)),
+        rcnn=dict(sampler=dict(num=40, pos_fraction=0.5)),
     ),
     test_cfg=dict(rpn=proposals),
 )

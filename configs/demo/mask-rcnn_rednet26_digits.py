@@ -18,6 +18,7 @@ model = dict(
             in_channels=64,
             conv_out_channels=64,
             num_classes=10,
+            class_agnostic=True,
             loss_mask=dict(type="CrossEntropyLoss", use_mask=True, loss_weight=1.0),
         ),
     ),

@@ -7,6 +7,7 @@ model = dict(
         _delete_=True,
         type="ResNet",
         depth=18,
+        norm_eval=False,
         stem_channels=18,
         base_channels=18,
         out_indices=(0, 1, 2, 3),

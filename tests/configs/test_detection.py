@@ -6,9 +6,11 @@ from pathlib import Path
 import pytest
 import torch
 from mmengine.config import Config, ConfigDict
-from mmengine.registry import MODELS
+from mmengine.optim import build_optim_wrapper
+from mmengine.registry import MODELS, DefaultScope
 from torch import nn
 
+from rednet.engine.random_batch import random_batch
 from rednet.layers import Involution2d
 
 mmdet = pytest.importorskip("mmdet", reason="detectors need mmdet")
@@ -138,3 +140,17 @@ def test_without_the_checkpoint_everything_is_trained() -> None:
     model = build(read("faster-rcnn_rednet50_fpn").model).train()
     assert all(each.requires_grad for each in model.parameters())
     assert all(each.training for each in model.modules())
+
+
+@pytest.mark.parametrize("name", ["retinanet_rednet50_invfpn", "mask-rcnn_rednet50_invfpn-invhead"])
+def test_a_training_step_changes_every_parameter_that_has_a_gradient(name: str) -> None:
+    """The two configs with most surgery, at a small size: build, loss, backward, optimizer step."""
+    config = read(name)
+    with DefaultScope.overwrite_default_scope("mmdet"):
+        model = MODELS.build(config.model).train()
+        optimizer = build_optim_wrapper(model, config.optim_wrapper)
+        losses = model.train_step(random_batch("mmdet", [(96, 160)], objects=3), optimizer)
+    assert all(torch.as_tensor(value).isfinite().all() for value in losses.values())
+    without = [key for key, each in model.named_parameters() if each.grad is None]
+    assert without == []
+    assert optimizer.clip_grad_kwargs["max_norm"] == (40 if "retinanet" in name else 5)

@@ -11,6 +11,8 @@ from mmengine.registry import MODELS, DefaultScope
 from mmengine.structures import InstanceData
 from torch import nn
 
+from rednet.engine.random_batch import random_batch
+
 pytest.importorskip("mmdet", reason="detectors need mmdet")
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -51,31 +53,6 @@ def build(name: str, divisor: int) -> nn.Module:
     return model
 
 
-def batch(shapes: list[tuple[int, int]], objects: int) -> dict:
-    """Random images with boxes and masks, as a data loader gives them."""
-    from mmdet.structures import DetDataSample
-    from mmdet.structures.mask import BitmapMasks
-
-    samples = []
-    for height, width in shapes:
-        corners = torch.rand(objects, 2) * torch.tensor([width / 2, height / 2])
-        sides = (torch.rand(objects, 2) + 1) * torch.tensor([width / 4, height / 4])
-        instances = InstanceData(
-            bboxes=torch.cat([corners, corners + sides], dim=1).reshape(-1, 4),
-            labels=torch.randint(10, (objects,)),
-            masks=BitmapMasks([torch.ones(height, width).numpy()] * objects, height, width),
-        )
-        size = dict(img_shape=(height, width), ori_shape=(height, width), scale_factor=(1.0, 1.0))
-        sample = DetDataSample(metainfo=dict(**size, img_id=len(samples)))
-        sample.gt_instances = instances
-        sample.ignored_instances = InstanceData(
-            bboxes=torch.zeros(0, 4), labels=torch.zeros(0, dtype=torch.long)
-        )
-        samples.append(sample)
-    images = [torch.randint(256, (3, *shape), dtype=torch.uint8) for shape in shapes]
-    return dict(inputs=images, data_samples=samples)
-
-
 def losses(model: nn.Module, data: dict) -> torch.Tensor:
     model.train()
     prepared = model.data_preprocessor(data, training=True)
@@ -90,13 +67,13 @@ def test_training_and_prediction_on_every_shape(name: str) -> None:
         model = build(name, divisor)
         for what, shapes in SHAPES.items():
             for objects in (3, 0):
-                data = batch(shapes, objects)
+                data = random_batch("mmdet", shapes, objects)
                 if len(shapes) == 1:  # batch norm needs more than one value
                     data = dict(inputs=data["inputs"] * 2, data_samples=data["data_samples"] * 2)
                 total = losses(model, data)
                 total.backward()
                 assert total.isfinite(), f"{what}, divisor {divisor}, {objects} objects"
-            data = model.data_preprocessor(batch(shapes, 1))
+            data = model.data_preprocessor(random_batch("mmdet", shapes, 1))
             model.eval()
             with torch.no_grad():
                 results = model(**data, mode="predict")
@@ -112,7 +89,7 @@ def test_training_and_prediction_on_every_shape(name: str) -> None:
 @pytest.mark.parametrize("name", NAMES)
 def test_every_trainable_parameter_gets_a_gradient(name: str) -> None:
     model = build(name, divisor=32)
-    losses(model, batch([(64, 64), (48, 96)], objects=3)).backward()
+    losses(model, random_batch("mmdet", [(64, 64), (48, 96)], objects=3)).backward()
     without = [name for name, each in model.named_parameters() if each.grad is None]
     assert without == []
 
@@ -120,7 +97,7 @@ def test_every_trainable_parameter_gets_a_gradient(name: str) -> None:
 @pytest.mark.parametrize("name", NAMES)
 def test_predictions_do_not_depend_on_the_batch(name: str) -> None:
     model = build(name, divisor=32).eval()
-    data = batch([(64, 64), (64, 64)], objects=1)
+    data = random_batch("mmdet", [(64, 64), (64, 64)], objects=1)
     together = predict(model, data)
     alone = predict(model, dict(inputs=data["inputs"][:1], data_samples=data["data_samples"][:1]))
     torch.testing.assert_close(together[0].scores, alone[0].scores)
