@@ -12,7 +12,7 @@ from rednet.registry import MODELS
 
 @MODELS.register_module(name="ConvClsHead")
 def build_conv_cls_head(
-    num_classes: int, in_channels: int, conv_cfg: dict[str, Any] | None = None, **head_cfg: Any
+    num_classes: int,
     in_channels: int,
     conv_cfg: dict[str, Any] | None = None,
     **head_cfg: Any,
