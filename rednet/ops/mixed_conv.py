@@ -88,10 +88,9 @@ def mixed_conv2d(
     if tuple(experts.shape[3:]) == (1, 1) and window.padding == (0, 0):
         input = input[:, :, :: window.stride[0], :: window.stride[1]]
         window = window._replace(stride=(1, 1))
-    chunk = _chunk_size(input, experts)
-    if is_compiling() or chunk >= input.shape[0]:
+    if is_compiling() or input.shape[0] <= _chunk_size(input, experts):
         return _convolve(input, _mix(experts, mixture, taps), bias, window)
-    output = _InChunks.apply(input, experts, mixture, taps, window, chunk)
+    output = _InChunks.apply(input, experts, mixture, taps, window, _chunk_size(input, experts))
     return output if bias is None else output + bias[:, :, None, None]
 
 
