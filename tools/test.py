@@ -97,6 +97,10 @@ def _check_out(path: str | None, item: str | None) -> str | None:
 
 
 def _draw_predictions(config: Config, args: argparse.Namespace) -> None:
+    if args.tta and config.get("default_scope") == "mmpretrain":
+        raise UserError(
+            "mmpretrain draws no pictures of several views: leave out --tta or --show-dir"
+        )
     hook = config.get("default_hooks", {}).get("visualization")
     if hook is None:
         raise UserError(

@@ -33,15 +33,13 @@ class LoadImage(LoadImageFromFile):
         """Reads ``img_path`` into ``img`` (uint8, (H, W, 3), BGR), ``img_shape``, ``ori_shape``."""
         try:
             return super().transform(results)
-        except (OSError, SyntaxError) as error:  # Pillow calls a broken PNG a SyntaxError
+        except OSError as error:  # from the file system and from Pillow
             raise ImageError(
                 f"cannot read image {results['img_path']}: {_reason(error)}; mend or remove it"
             ) from error
 
 
-def _reason(error: Exception) -> str:
+def _reason(error: OSError) -> str:
     if isinstance(error, UnidentifiedImageError):  # its own text is the address of a buffer
         return "its content is not an image"
-    if isinstance(error, OSError) and error.strerror:
-        return error.strerror.lower()
-    return str(error)
+    return error.strerror.lower() if error.strerror else str(error)

@@ -107,7 +107,8 @@ def check_option_keys(config: Config, options: Iterable[str]) -> None:
     Raises:
         UserError: If a key fails, with the names that it may have been meant as.
     """
-    fields = {*config, *inspect.signature(Runner).parameters, *OTHER_FIELDS} - {"cfg"}
+    tree = config.to_dict()
+    fields = {*tree, *inspect.signature(Runner).parameters, *OTHER_FIELDS} - {"cfg"}
     for key in options:
         *parents, name = key.split(".")
         head = key.split(".")[0]
@@ -115,10 +116,10 @@ def check_option_keys(config: Config, options: Iterable[str]) -> None:
             raise UserError(
                 f"--cfg-options {key}: the config has no field {head!r}{_meant(head, fields)}"
             )
-        parent = _descend(config, parents)
+        parent = _descend(tree, parents)
         if not parents or not isinstance(parent, Mapping) or name in parent:
             continue
-        allowed = _arguments(parents, parent, config.get("default_scope"))
+        allowed = _arguments(parents, parent, tree.get("default_scope"))
         if allowed is not None and name not in allowed:
             raise UserError(
                 f"--cfg-options {key}: {'.'.join(parents)} takes no {name!r}{_meant(name, allowed)}"

@@ -30,8 +30,8 @@ SMOOTHING_SHARE = 0.02
 class TrainingCurveHook(PictureHook):
     """Draws loss, validation metrics and learning rate as ``training_curve.png`` in the work dir.
 
-    The values are those of mmengine's log, which checkpoints keep, so that a resumed training has
-    its whole curve, but for the validation right after the checkpoint that it resumed from.
+    The values are those of mmengine's log, which checkpoints keep: a resumed training has its whole
+    curve. It may lack the validation after the checkpoint, which came too late to be kept in it.
 
     Args:
         metrics: Names of the validation metrics to draw, without ``val/``; all scalars by default.

@@ -1,0 +1,68 @@
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import pytest
+
+from rednet.engine.command_line import check_file, config_parser, run
+from rednet.errors import ArgumentError, ImageError, UserError
+
+
+def raising(error: Exception):
+    def main(arguments: Sequence[str] | None) -> None:
+        raise error
+
+    return main
+
+
+def test_success_is_silent(capsys: pytest.CaptureFixture[str]) -> None:
+    seen = []
+    assert run(seen.append, ["a"]) == 0
+    assert seen == [["a"]]
+    assert capsys.readouterr().err == ""
+
+
+@pytest.mark.parametrize("kind", [UserError, ArgumentError, ImageError])
+def test_an_error_of_the_users_is_one_line(
+    kind: type[UserError], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(raising(kind("a thing: is missing"))) == 2
+    assert capsys.readouterr().err == "error: a thing: is missing\n"
+
+
+def test_the_traceback_of_a_worker_is_left_out(capsys: pytest.CaptureFixture[str]) -> None:
+    message = (
+        "Caught ImageError in DataLoader worker process 0.\n"
+        "Original Traceback (most recent call last):\n"
+        '  File "loading.py", line 1, in transform\n'
+        "rednet.errors.ImageError: cannot read image a.jpg: truncated\n"
+    )
+    assert run(raising(ImageError(message))) == 2
+    assert capsys.readouterr().err == "error: cannot read image a.jpg: truncated\n"
+
+
+def test_a_fault_of_the_program_keeps_its_traceback() -> None:
+    with pytest.raises(ValueError, match="a fault"):
+        run(raising(ValueError("a fault")))
+
+
+def test_options_are_parsed() -> None:
+    arguments = ["config.py", "--cfg-options", "a.b=1", "c=[1,2]", "d=None"]
+    parsed = config_parser("").parse_args(arguments)
+    assert parsed.cfg_options == {"a.b": 1, "c": [1, 2], "d": None}
+
+
+@pytest.mark.parametrize("option", ["depth", "=3"])
+def test_an_option_that_is_no_pair_is_a_usage_error(
+    option: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as caught:
+        config_parser("").parse_args(["config.py", "--cfg-options", option])
+    assert caught.value.code == 2
+    assert f"--cfg-options takes key=value, got {option!r}" in capsys.readouterr().err
+
+
+def test_a_remote_file_is_not_looked_for() -> None:
+    check_file("https://example.org/model.pth", "the checkpoint")
+    with pytest.raises(UserError, match="the checkpoint model.pth is not a file"):
+        check_file("model.pth", "the checkpoint")

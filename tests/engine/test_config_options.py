@@ -1,0 +1,153 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from mmengine.config import Config
+
+from rednet.engine.config_options import check_option_keys, follow_data_root, read_config
+from rednet.errors import UserError
+
+ROOT = Path(__file__).resolve().parents[2]
+IMAGENET = str(ROOT / "configs" / "rednet50_imagenet.py")
+
+
+def loader(root: str) -> dict:
+    return dict(dataset=dict(type="CustomDataset", data_root=root))
+
+
+def roots(config: Config) -> list[str]:
+    names = ("train_dataloader", "val_dataloader", "test_dataloader")
+    return [config[name].dataset.data_root for name in names]
+
+
+# ---- data_root
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        ({"train_dataloader.dataset.data_root": "a"}, ["a", "a", "a"]),
+        ({"val_dataloader.dataset.data_root": "b"}, ["data/imagenet", "b", "b"]),
+        (
+            {
+                "train_dataloader.dataset.data_root": "a",
+                "val_dataloader.dataset.data_root": "b",
+            },
+            ["a", "b", "b"],
+        ),
+        (
+            {
+                "train_dataloader.dataset.data_root": "a",
+                "val_dataloader.dataset.data_root": "data/imagenet",
+            },
+            ["a", "data/imagenet", "a"],
+        ),
+        (
+            {"test_dataloader.dataset.data_root": "c"},
+            ["data/imagenet", "data/imagenet", "c"],
+        ),
+    ],
+    ids=["train", "val", "train and val", "train alone", "test"],
+)
+def test_data_follow_the_training_data(options: dict, expected: list[str]) -> None:
+    config, notes = read_config(IMAGENET, options)
+    assert roots(config) == expected
+    followed = [root for root in expected if root != "data/imagenet"][len(options) :]
+    given = [value for value in options.values() if value != "data/imagenet"]
+    assert len(notes) == sum(root in given for root in expected) - len(given)
+    assert all(f"data_root is {root} too" in "".join(notes) for root in followed)
+
+
+def test_other_data_stay_where_they_are() -> None:
+    original = Config(dict(train_dataloader=loader("old"), val_dataloader=loader("elsewhere")))
+    config = Config(dict(train_dataloader=loader("new"), val_dataloader=loader("elsewhere")))
+    assert follow_data_root(original, config) == []
+    assert config.val_dataloader.dataset.data_root == "elsewhere"
+
+
+def test_wrapped_data_and_annotations_follow() -> None:
+    def config(root: str) -> Config:
+        return Config(
+            dict(
+                train_dataloader=dict(dataset=dict(type="RepeatDataset", times=2, **loader(root))),
+                val_dataloader=loader("data/coco/"),
+                val_evaluator=[dict(type="CocoMetric", ann_file="data/coco/annotations/val.json")],
+            )
+        )
+
+    moved = config("/big/coco")
+    notes = follow_data_root(config("data/coco/"), moved)
+    assert moved.val_dataloader.dataset.data_root == "/big/coco"
+    assert moved.val_evaluator[0].ann_file == "/big/coco/annotations/val.json"
+    assert len(notes) == 2
+
+
+# ---- files and keys
+
+
+def test_without_options_the_config_is_the_files() -> None:
+    config, notes = read_config(IMAGENET)
+    assert (config.model.backbone.depth, notes) == (50, [])
+
+
+def test_a_missing_file() -> None:
+    with pytest.raises(UserError, match=r"no config file .*rednet5_imagenet.py; did you mean"):
+        read_config(IMAGENET.replace("50", "5"))
+    with pytest.raises(UserError, match="no config file nowhere/x.py$"):
+        read_config("nowhere/x.py")
+
+
+def test_a_key_through_a_value() -> None:
+    with pytest.raises(UserError, match="--cfg-options do not fit"):
+        read_config(IMAGENET, {"model.backbone.depth.x": 1})
+    with pytest.raises(UserError, match="--cfg-options do not fit.*exceeds the length"):
+        read_config(IMAGENET, {"param_scheduler.7.end": 1})
+
+
+@pytest.mark.parametrize(
+    ("key", "message"),
+    [
+        ("modle.backbone.depth", "no field 'modle'; did you mean model"),
+        ("depth", "no field 'depth'"),
+        ("model.backbone.depht", "model.backbone takes no 'depht'; did you mean depth"),
+        ("optim_wrapper.optimizer.learning_rate", "takes no 'learning_rate'"),
+        ("train_cfg.max_epoch", "did you mean max_epochs"),
+        ("train_dataloader.batchsize", "did you mean batch_size"),
+        ("default_hooks.logger.intervall", "did you mean interval"),
+        ("custom_hooks.0.intervall", "did you mean interval"),
+    ],
+)
+def test_a_key_that_nothing_reads(key: str, message: str) -> None:
+    pytest.importorskip("mmpretrain")
+    with pytest.raises(UserError, match=message) as caught:
+        check_option_keys(Config.fromfile(IMAGENET), [key])
+    assert str(caught.value).startswith(f"--cfg-options {key}: ")
+
+
+@pytest.mark.parametrize(
+    "key",
+    [
+        "work_dir",
+        "experiment_name",
+        "model_wrapper_cfg.find_unused_parameters",
+        "model.backbone.with_cp",
+        "model.backbone.norm_cfg.requires_grad",
+        "model.backbone.init_cfg.checkpoint",
+        "model.train_cfg.augments",
+        "optim_wrapper.clip_grad.max_norm",
+        "optim_wrapper.paramwise_cfg.norm_decay_mult",
+        "optim_wrapper.optimizer.dampening",
+        "train_cfg.val_begin",
+        "train_dataloader.drop_last",
+        "train_dataloader.sampler.seed",
+        "train_dataloader.dataset.indices",
+        "train_dataloader.dataset.pipeline.1.crop_ratio_range",
+        "val_evaluator.prefix",
+        "env_cfg.dist_cfg.timeout",
+        "randomness.diff_rank_seed",
+    ],
+)
+def test_a_new_key_that_is_read(key: str) -> None:
+    pytest.importorskip("mmpretrain")
+    check_option_keys(Config.fromfile(IMAGENET), [key])

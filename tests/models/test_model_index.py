@@ -1,0 +1,50 @@
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+from mmengine.config import Config
+
+pytest.importorskip("mmpretrain")
+
+ROOT = Path(__file__).resolve().parents[2]
+DEPTHS = (26, 38, 50, 101, 152)
+
+LOOK_UP = """
+import mmpretrain, rednet, sys
+names = mmpretrain.list_models('rednet*_imagenet')
+assert len(names) == 5, names
+model = mmpretrain.get_model('rednet26_imagenet', head=dict(num_classes=7))
+assert type(model.backbone) is rednet.models.RedNet
+assert model.head.fc.out_features == 7
+assert 'resnet50_8xb32_in1k' in mmpretrain.list_models('resnet50*')
+assert not [finder for finder in sys.meta_path if 'rednet' in type(finder).__module__]
+"""
+
+
+@pytest.mark.parametrize(
+    "first",
+    [
+        "import rednet, sys; assert 'mmpretrain' not in sys.modules",
+        "import mmpretrain; import rednet",
+        "import mmpretrain; mmpretrain.list_models(); import rednet",
+    ],
+    ids=["rednet first", "mmpretrain first", "after the first look-up"],
+)
+def test_models_are_found_by_name(first: str) -> None:
+    command = [sys.executable, "-W", "ignore", "-c", first + LOOK_UP]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+def test_the_index_names_what_the_configs_build() -> None:
+    index = yaml.safe_load((ROOT / "model-index.yml").read_text())
+    assert "configs/metafile.yml" in index["Import"]
+    models = yaml.safe_load((ROOT / "configs/metafile.yml").read_text())["Models"]
+    assert [each["Name"] for each in models] == [f"rednet{depth}_imagenet" for depth in DEPTHS]
+    for depth, model in zip(DEPTHS, models, strict=True):
+        assert model["In Collection"] == "RedNet"
+        assert Config.fromfile(ROOT / model["Config"]).model.backbone.depth == depth
