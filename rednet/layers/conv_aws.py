@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from rednet.errors import ArgumentError
 from rednet.layers.base import ConvLayer
+from rednet.ops.dtypes import accumulation_dtype
 from rednet.ops.geometry import IntOrPair
 from rednet.registry import CONV_LAYERS
 
@@ -165,4 +166,4 @@ def standardised_state(weight: Tensor) -> dict[str, Tensor]:
 
 
 def _at_least_float32(tensor: Tensor) -> Tensor:
-    return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
+    return tensor.to(accumulation_dtype(tensor.dtype))

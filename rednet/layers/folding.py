@@ -6,6 +6,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from rednet.ops.dtypes import accumulation_dtype
+
 
 def is_affine(norm: _BatchNorm) -> bool:
     """Whether the norm uses its running statistics, so that it only scales and shifts."""
@@ -23,7 +25,7 @@ def scale_and_shift(norm: _BatchNorm) -> tuple[Tensor, Tensor]:
         gradients of the norm's parameters flow.
     """
     mean, variance = norm.get_buffer("running_mean"), norm.get_buffer("running_var")
-    dtype = torch.promote_types(variance.dtype, torch.float32)
+    dtype = accumulation_dtype(variance.dtype)
     scale = torch.rsqrt(variance.to(dtype) + norm.eps)
     if norm.weight is not None:
         scale = scale * norm.weight.to(dtype)

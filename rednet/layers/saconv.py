@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from rednet.errors import MissingDependencyError
 from rednet.layers.conv_aws import StandardisedConv, standardised_state
 from rednet.layers.padding import pad_image
+from rednet.ops.dtypes import accumulation_dtype
 from rednet.ops.geometry import IntOrPair, Pair
 from rednet.registry import CONV_LAYERS
 
@@ -233,7 +234,7 @@ def _deform_conv2d(
     """
     if len(input) == 0:
         return F.conv2d(input, weight, None, stride, padding, dilation, groups)
-    dtype = torch.promote_types(offset.dtype, torch.float32)
+    dtype = accumulation_dtype(offset.dtype)
     height, width = offset.shape[2:]
     input, grown = _at_least(input, weight.shape[2:], stride)
     with torch.autocast(input.device.type, enabled=False):

@@ -274,6 +274,7 @@ def published(tmp_path: Path) -> Iterator[Path]:
 def test_the_tool_writes_what_a_detectors_backbone_loads(
     published: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    pytest.importorskip("mmpretrain")
     output = tmp_path / "ours.pth"
     tool().main(
         [str(published), str(output), "--config", str(ROOT / "configs/rednet26_imagenet.py")]

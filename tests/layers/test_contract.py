@@ -22,7 +22,7 @@ from tests.layers.cases import (
     randomised,
     registered_layers,
 )
-from tests.tolerances import assert_close
+from tests.tolerances import FLOAT16, assert_close
 
 pytestmark = pytest.mark.parametrize("name", registered_layers())
 
@@ -128,7 +128,7 @@ def test_double_backward(name: str) -> None:
     assert torch.autograd.gradgradcheck(*_small(name), fast_mode=True)
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("dtype", [torch.float32, FLOAT16, torch.bfloat16], ids=str)
 def test_every_dtype_follows_the_float64_result(name: str, dtype: torch.dtype) -> None:
     layer = randomised(build(name)).eval().to(dtype)
     image = _image().to(dtype)
