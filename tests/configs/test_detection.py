@@ -10,6 +10,7 @@ from mmengine.optim import build_optim_wrapper
 from mmengine.registry import MODELS, DefaultScope
 from torch import nn
 
+from rednet.engine.config_options import read_config
 from rednet.engine.random_batch import random_batch
 from rednet.layers import Involution2d
 
@@ -123,14 +124,13 @@ def test_sac_starts_from_plain_weights_and_freezes_nothing_untrained() -> None:
 @pytest.mark.parametrize("name", ["faster-rcnn_r50_fpn", "atss_r50_fpn"])
 def test_a_stock_config_takes_rednet_by_cfg_options_alone(name: str) -> None:
     """The lines that README gives."""
-    config = Config.fromfile(mmdet_config(name))
-    config.merge_from_dict(
-        {
-            "model.backbone.type": "RedNet",
-            "model.backbone.init_cfg.checkpoint": "rednet50.pth",
-            "model.backbone.init_cfg.prefix": "backbone.",
-        }
-    )
+    options = {
+        "model.backbone.type": "RedNet",
+        "model.backbone.stem_kernel_size": 7,
+        "model.backbone.init_cfg.checkpoint": "rednet50.pth",
+        "model.backbone.init_cfg.prefix": "backbone.",
+    }
+    config, _ = read_config(str(mmdet_config(name)), options)
     model = build(config.model)
     assert type(model.backbone).__name__ == "RedNet" and model.backbone.frozen_stages == 1
     assert not any(each.requires_grad for each in model.backbone.layer1.parameters())
