@@ -24,7 +24,8 @@ def scale_and_shift(norm: _BatchNorm) -> tuple[Tensor, Tensor]:
         Two tensors, (C,), of float32 for a 16-bit norm and else of its dtype, through which the
         gradients of the norm's parameters flow.
     """
-    mean, variance = norm.get_buffer("running_mean"), norm.get_buffer("running_var")
+    mean, variance = norm.running_mean, norm.running_var
+    assert mean is not None and variance is not None  # get_buffer breaks torch 2.1's graph
     dtype = accumulation_dtype(variance.dtype)
     scale = torch.rsqrt(variance.to(dtype) + norm.eps)
     if norm.weight is not None:

@@ -146,7 +146,9 @@ class SAConv2d(StandardisedConv):
         """The switch, (N, 1, Ho, Wo): averaged after the 1 x 1 convolution, over one channel."""
         projected = F.conv2d(input, self.switch.weight)
         average = self.centre(_average_5x5(projected))[..., :: self.stride[0], :: self.stride[1]]
-        return average + self.switch.get_parameter("bias").to(average.dtype)
+        bias = self.switch.bias
+        assert bias is not None  # get_parameter breaks torch 2.1's graph
+        return average + bias.to(average.dtype)
 
     def _convolved(self, input: Tensor, kernel: Tensor, rate: int) -> Tensor:
         padded, padding = self._pad_at(rate, input)
