@@ -156,7 +156,9 @@ class ACBlock(ConvLayer):
         Returns:
             Its weight, (out_channels, in_channels / groups, Kh, Kw), and bias, (out_channels,).
         """
-        scales, shifts = zip(*(scale_and_shift(norm) for norm in self._norms()), strict=True)
+        # No zip: torch 2.1 does not compile its `strict`.
+        folded = [scale_and_shift(norm) for norm in self._norms()]
+        scales, shifts = [scale for scale, _ in folded], [shift for _, shift in folded]
         ver = scale_filters(self.ver_conv.weight, scales[1])
         hor = scale_filters(self.hor_conv.weight, scales[2])
         weight = scale_filters(self.square_conv.weight, scales[0])
@@ -164,7 +166,7 @@ class ACBlock(ConvLayer):
         weight = weight + ver * _middle(self.kernel_size[1], ver)
         weight = weight + hor * _middle(self.kernel_size[0], hor).unsqueeze(1)
         dtype = self.square_conv.weight.dtype
-        return weight.to(dtype), sum(shifts).to(dtype)
+        return weight.to(dtype), (shifts[0] + shifts[1] + shifts[2]).to(dtype)
 
     @torch.no_grad()
     def switch_to_deploy(self) -> nn.Module:

@@ -174,8 +174,7 @@ class SAConv2d(StandardisedConv):
             The padded input and the zero padding that is left to the kernel.
         """
         extra = [
-            (rate - 1) * dilation * (size - 1) // 2
-            for dilation, size in zip(self.dilation, self.kernel_size, strict=True)
+            (rate - 1) * self.dilation[side] * (self.kernel_size[side] - 1) // 2 for side in (0, 1)
         ]
         before = (self.padding_before[0] + extra[0], self.padding_before[1] + extra[1])
         after = (self.padding_after[0] + extra[0], self.padding_after[1] + extra[1])
