@@ -10,9 +10,12 @@ from rednet.errors import ArgumentError
 from rednet.layers.base import ConvLayer
 from rednet.layers.folding import is_affine, scale_and_shift, scale_filters
 from rednet.ops.geometry import IntOrPair, Pair
+from rednet.ops.tracing import is_exporting
 from rednet.registry import CONV_LAYERS
 
 BRANCHES = ("square", "ver", "hor")
+# On fewer output pixels an image, adding up the kernels costs more than two convolutions.
+FUSED_FROM_PIXELS = 100
 
 
 @CONV_LAYERS.register_module()
@@ -20,8 +23,8 @@ class ACBlock(ConvLayer):
     """Asymmetric convolution block: the sum of a k x k, a k x 1 and a 1 x k convolution.
 
     Each branch has its own batch norm. In training the thin kernels strengthen the middle row and
-    column of the square one; in eval mode the three branches are computed as the one convolution
-    that they amount to, and ``switch_to_deploy`` makes the block that convolution.
+    column of the square one. In eval mode the three branches amount to one convolution:
+    on larger images they are computed as such, and ``switch_to_deploy`` makes the block one.
 
     From `ACNet: Strengthening the Kernel Skeletons for Powerful CNN via Asymmetric Convolution
     Blocks <https://arxiv.org/abs/1908.03930>`_. The state_dict has the published keys.
@@ -121,13 +124,24 @@ class ACBlock(ConvLayer):
         self.check_input(input)
         if self.deploy:
             return self.fused_conv(input)
-        if all(is_affine(norm) for norm in self._norms()):
+        if self._pays_to_fuse(input):
             return self.convolve(input, *self.fuse())
         padded, padding = self.pad(input)
         square, ver, hor = self._norms()
         output = square(self._convolved(padded, self.square_conv, padding))
-        output = output + ver(self._thin(padded, self.ver_conv, padding, 1))
-        return output + hor(self._thin(padded, self.hor_conv, padding, 0))
+        # In place, because no norm keeps its output: fresh memory costs more than the sum.
+        output.add_(ver(self._thin(padded, self.ver_conv, padding, 1)))
+        return output.add_(hor(self._thin(padded, self.hor_conv, padding, 0)))
+
+    def _pays_to_fuse(self, input: Tensor) -> bool:
+        """Whether one convolution gives the output, and takes less time with the fusing.
+
+        An exported graph keeps the branches: it is for ``switch_to_deploy`` to fuse them for good.
+        """
+        if is_exporting() or not all(is_affine(norm) for norm in self._norms()):
+            return False
+        height, width = self.output_size(input.shape[2], input.shape[3])
+        return height * width >= FUSED_FROM_PIXELS
 
     def _norms(self) -> tuple[nn.BatchNorm2d, nn.BatchNorm2d, nn.BatchNorm2d]:
         return self.square_bn, self.ver_bn, self.hor_bn
@@ -162,9 +176,8 @@ class ACBlock(ConvLayer):
         ver = scale_filters(self.ver_conv.weight, scales[1])
         hor = scale_filters(self.hor_conv.weight, scales[2])
         weight = scale_filters(self.square_conv.weight, scales[0])
-        # Products rather than padding, whose result has no known shape for the ONNX exporter.
-        weight = weight + ver * _middle(self.kernel_size[1], ver)
-        weight = weight + hor * _middle(self.kernel_size[0], hor).unsqueeze(1)
+        weight.narrow(3, self.kernel_size[1] // 2, 1).add_(ver)
+        weight.narrow(2, self.kernel_size[0] // 2, 1).add_(hor)
         dtype = self.square_conv.weight.dtype
         return weight.to(dtype), (shifts[0] + shifts[1] + shifts[2]).to(dtype)
 
@@ -204,8 +217,3 @@ class ACBlock(ConvLayer):
             adapted["ver_conv.weight"] = torch.zeros_like(self.ver_conv.weight)
             adapted["hor_conv.weight"] = torch.zeros_like(self.hor_conv.weight)
         return adapted
-
-
-def _middle(size: int, like: Tensor) -> Tensor:
-    """1 on the element that a thin kernel lies on, and 0 elsewhere."""
-    return (torch.arange(size, device=like.device) == size // 2).to(like.dtype)

@@ -139,8 +139,9 @@ class SAConv2d(StandardisedConv):
             switch = self._switch(input)
             near = self._convolved(input, small, 1)
             far = self._convolved(input, large, ATROUS_RATE)
-        output = far + switch.to(far.dtype) * (near - far)
-        return output + self.post_context(_global_average(output))
+        # In place where nothing keeps the operand: fresh memory costs more than the arithmetic.
+        output = (switch.to(near.dtype) * near.sub_(far)).add_(far)
+        return output.add_(self.post_context(_global_average(output)))
 
     def _switch(self, input: Tensor) -> Tensor:
         """The switch, (N, 1, Ho, Wo): averaged after the 1 x 1 convolution, over one channel."""

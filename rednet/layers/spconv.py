@@ -97,12 +97,13 @@ class SPConv2d(ConvLayer):
         split = (self.pwc.in_channels, self.conv1x1.in_channels)
         kept = input[:, : split[0]]
         kept_centres, rest_centres = self.window_centres(input).split(split, dim=1)
-        full = self.bn1(self._grouped(kept) + self.pwc(kept_centres))
+        # In place where nothing keeps the operand: fresh memory costs more than the arithmetic.
+        full = self.bn1(self._grouped(kept).add_(self.pwc(kept_centres)))
         slim = self.bn2(self.conv1x1(rest_centres))
         # A softmax over two averages is a sigmoid of their difference.
-        difference = full - slim
+        difference = full.sub_(slim)
         share = torch.sigmoid(difference.mean((2, 3), keepdim=True))
-        return slim + share * difference
+        return (share * difference).add_(slim)
 
     def _grouped(self, kept: Tensor) -> Tensor:
         padded, padding = self.pad(kept)

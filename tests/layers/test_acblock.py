@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from rednet.layers import ACBlock
+from rednet.layers import ACBlock, acblock
 from tests.layers.cases import randomised
 from tests.tolerances import assert_close
 
@@ -58,10 +58,13 @@ GEOMETRIES = [
 
 @pytest.mark.parametrize("geometry", GEOMETRIES, ids=str)
 @pytest.mark.parametrize("training", [True, False])
-def test_thin_kernels_lie_on_the_middle_of_the_square_one(geometry: dict, training: bool) -> None:
+@pytest.mark.parametrize("size", [(7, 10), (31, 30)])
+def test_thin_kernels_lie_on_the_middle_of_the_square_one(
+    geometry: dict, training: bool, size: tuple[int, int]
+) -> None:
     block = randomised(ACBlock(4, 6, **geometry)).double().train(training)
     other = copy.deepcopy(block)
-    image = torch.randn(2, 4, 9, 12, dtype=torch.float64)
+    image = torch.randn(2, 4, *size, dtype=torch.float64)
     assert_close(block(image), _published(other, image))
     torch.testing.assert_close(block.state_dict(), other.state_dict())
 
@@ -81,9 +84,21 @@ def test_deployed_it_is_one_convolution(geometry: dict) -> None:
     torch.testing.assert_close(built(image), expected)
 
 
-def test_norms_in_eval_mode_alone_make_it_one_convolution(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_as_one_convolution_it_has_the_branches_gradients(monkeypatch: pytest.MonkeyPatch) -> None:
+    block = randomised(ACBlock(4, 6, (3, 4), padding=1)).double().eval()
+    image = torch.randn(2, 4, 12, 13, dtype=torch.float64)
+    gradients = []
+    for threshold in (1, 1000):
+        monkeypatch.setattr(acblock, "FUSED_FROM_PIXELS", threshold)
+        output = block(image).square().sum()
+        gradients.append(torch.autograd.grad(output, list(block.parameters())))
+    torch.testing.assert_close(*gradients)
+
+
+@pytest.mark.parametrize("side", [5, 12])
+def test_norms_in_eval_mode_alone_make_it_one_convolution(side: int) -> None:
     block = randomised(ACBlock(4, 6, 3, padding=1))
-    image = torch.randn(2, 4, 5, 5)
+    image = torch.randn(2, 4, side, side)
     expected = copy.deepcopy(block).eval()(image)
     for norm in (block.square_bn, block.ver_bn, block.hor_bn):
         norm.eval()
