@@ -98,11 +98,12 @@ def _meant(name: str, candidates: Iterable[str], cutoff: float = 0.6) -> str:
 # ---- keys
 
 
-def check_option_keys(config: Config, options: Iterable[str]) -> None:
+def check_option_keys(config: Config, options: Mapping[str, Any]) -> None:
     """Refuses a key that nothing would read.
 
     mmengine adds any new key to a config. Here the first part of a key has to be a field of the
-    config or of the runner, and a new last part an argument of the class that its parent names.
+    config or of the runner, and a new last part an argument of the class that its parent names, in
+    the config or, first, in another of the options.
 
     Raises:
         UserError: If a key fails, with the names that it may have been meant as.
@@ -119,6 +120,9 @@ def check_option_keys(config: Config, options: Iterable[str]) -> None:
         parent = _descend(tree, parents)
         if not parents or not isinstance(parent, Mapping) or name in parent:
             continue
+        chosen = options.get(".".join([*parents, "type"]))
+        if chosen is not None:
+            parent = {**parent, "type": chosen}
         allowed = _arguments(parents, parent, tree.get("default_scope"))
         if allowed is not None and name not in allowed:
             raise UserError(

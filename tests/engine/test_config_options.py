@@ -121,7 +121,7 @@ def test_a_key_through_a_value() -> None:
 def test_a_key_that_nothing_reads(key: str, message: str) -> None:
     pytest.importorskip("mmpretrain")
     with pytest.raises(UserError, match=message) as caught:
-        check_option_keys(Config.fromfile(IMAGENET), [key])
+        check_option_keys(Config.fromfile(IMAGENET), {key: None})
     assert str(caught.value).startswith(f"--cfg-options {key}: ")
 
 
@@ -150,4 +150,13 @@ def test_a_key_that_nothing_reads(key: str, message: str) -> None:
 )
 def test_a_new_key_that_is_read(key: str) -> None:
     pytest.importorskip("mmpretrain")
-    check_option_keys(Config.fromfile(IMAGENET), [key])
+    check_option_keys(Config.fromfile(IMAGENET), {key: None})
+
+
+def test_a_new_key_is_one_of_the_class_that_another_option_chooses() -> None:
+    pytest.importorskip("mmpretrain")
+    config = Config.fromfile(IMAGENET)
+    chosen = {"model.backbone.type": "mmpretrain.ResNet"}
+    check_option_keys(config, {**chosen, "model.backbone.deep_stem": True})
+    with pytest.raises(UserError, match="takes no 'stem_kernel_size'"):
+        check_option_keys(config, {**chosen, "model.backbone.stem_kernel_size": 3})
