@@ -194,7 +194,10 @@ class TestEnvironment:
 
     def test_stop_ends_children_too(self) -> None:
         command = ["sh", "-c", "sleep 60 & echo started; wait"]
+        # A shell's background job, which this may be, ignores SIGINT and hands that on.
+        before = signal.signal(signal.SIGINT, signal.default_int_handler)
         process = subprocess.Popen(command, stdout=subprocess.PIPE, start_new_session=True)
+        signal.signal(signal.SIGINT, before)
         assert process.stdout is not None and process.stdout.readline() == b"started\n"
         install.stop(process)
         # The child held the pipe's other end: end of file says that it is gone.
