@@ -1,0 +1,51 @@
+"""The cpu backend: compiled kernels for all dtypes, layouts and windows, on PyTorch's threads.
+
+docs/cpu_kernel.md explains the design.
+"""
+
+from __future__ import annotations
+
+import ctypes
+
+import torch
+from torch import Tensor
+
+from rednet.ops.backends import Backend
+from rednet.ops.cpu import library
+from rednet.ops.geometry import Geometry
+
+
+def forward(input: Tensor, weight: Tensor, output: Tensor, geometry: Geometry) -> None:
+    """Sums the weighted pixels of each window."""
+    _call("forward", input, weight, output, geometry)
+
+
+def grad_input(grad_output: Tensor, weight: Tensor, grad_input: Tensor, geometry: Geometry) -> None:
+    """Gathers, for each pixel, the weighted gradients of the outputs that have read it."""
+    _call("grad_input", grad_input, weight, grad_output, geometry)
+
+
+def grad_weight(
+    grad_output: Tensor, input: Tensor, grad_weight: Tensor, geometry: Geometry
+) -> None:
+    """Sums pixels times output gradients over the channels of each group."""
+    _call("grad_weight", input, grad_weight, grad_output, geometry)
+
+
+def _call(name: str, image: Tensor, weight: Tensor, pixels: Tensor, geometry: Geometry) -> None:
+    dtype = str(image.dtype).removeprefix("torch.")
+    kernel = getattr(library.load(), f"rednet_{name}_{dtype}")
+    problem = library.Problem.describe(image, weight, pixels, geometry)
+    if kernel(ctypes.byref(problem), torch.get_num_threads()) != 0:
+        raise MemoryError(f"no memory for the scratch rows of involution2d's {name}")
+
+
+def _why_not(device: torch.device, dtype: torch.dtype) -> str | None:
+    if device.type != "cpu":
+        return "it serves CPU tensors"
+    if library.load() is None:
+        return "its kernels were not built"
+    return None
+
+
+BACKEND = Backend("cpu", forward, grad_input, grad_weight, _why_not)

@@ -1,0 +1,96 @@
+"""Finds and loads the compiled CPU kernels, a library that knows neither Python nor PyTorch.
+
+The package's build compiles ``src/`` once for each instruction set (see setup.py). The best one
+that the processor can run is loaded at the first use.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import warnings
+import zlib
+from importlib.machinery import EXTENSION_SUFFIXES
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from rednet.ops.geometry import Geometry
+
+# PyTorch's name for what the processor can do (and ATEN_CPU_CAPABILITY allows), to the builds that
+# then run. Elsewhere than on x86-64 there is but one.
+_BUILDS = {"AVX512": ("avx512", "avx2", "baseline"), "AVX2": ("avx2", "baseline")}
+_FOLDER = Path(__file__).parent
+
+
+class _Side(ctypes.Structure):
+    _fields_ = [
+        (name, ctypes.c_int64)
+        for name in ("input", "output", "kernel", "stride", "padding", "dilation")
+    ]
+
+
+class _Tensor(ctypes.Structure):
+    _fields_ = [("data", ctypes.c_void_p), ("strides", ctypes.c_int64 * 6)]
+
+
+class Problem(ctypes.Structure):
+    """The argument of every kernel; src/involution.h has the same structure."""
+
+    _fields_ = [
+        ("batch", ctypes.c_int64),
+        ("channels", ctypes.c_int64),
+        ("groups", ctypes.c_int64),
+        ("vertical", _Side),
+        ("horizontal", _Side),
+        ("image", _Tensor),
+        ("weight", _Tensor),
+        ("pixels", _Tensor),
+    ]
+
+    @classmethod
+    def describe(cls, image: Tensor, weight: Tensor, pixels: Tensor, geometry: Geometry) -> Problem:
+        """Describes tensors of (N, C, H, W), (N, G, Kh, Kw, Ho, Wo) and (N, C, Ho, Wo)."""
+        vertical, horizontal = (
+            _Side(image.shape[2 + i], pixels.shape[2 + i], *(pair[i] for pair in geometry))
+            for i in range(2)
+        )
+        tensors = (_Tensor(each.data_ptr(), each.stride()) for each in (image, weight, pixels))
+        return cls(*image.shape[:2], weight.shape[1], vertical, horizontal, *tensors)
+
+
+@functools.lru_cache(maxsize=None)
+def load() -> ctypes.CDLL | None:
+    """The compiled kernels; None, with a warning, where there are none that work."""
+    problems = []
+    for path in _candidates():
+        try:
+            library = ctypes.CDLL(str(path))
+        except OSError as error:  # Built for another machine, or PyTorch has no OpenMP.
+            problems.append(str(error))
+            continue
+        if library.rednet_checksum() == _checksum():
+            return library
+        problems.append(f"{path.name} was built from other sources")
+    warnings.warn(
+        "involution runs without its compiled CPU kernels, which are many times faster: "
+        + ("; ".join(problems) or "they were not built")
+        + ". Install rednet again where a C++ compiler (g++ or clang++) is.",
+        RuntimeWarning,
+        stacklevel=2,
+    )
+    return None
+
+
+def _candidates() -> list[Path]:
+    """The builds that the processor can run, the fastest first."""
+    builds = _BUILDS.get(torch.backends.cpu.get_cpu_capability(), ("baseline",))
+    paths = (_FOLDER / f"_{build}{suffix}" for build in builds for suffix in EXTENSION_SUFFIXES)
+    return [path for path in paths if path.exists()]
+
+
+def _checksum() -> int:
+    """The checksum of the sources, which setup.py computes in the same way."""
+    sources = sorted((_FOLDER / "src").iterdir())
+    return zlib.crc32(b"".join(path.read_bytes() for path in sources))

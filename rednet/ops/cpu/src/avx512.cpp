@@ -1,0 +1,2 @@
+// For processors with AVX-512 (F, BW, DQ and VL).
+#include "involution.h"

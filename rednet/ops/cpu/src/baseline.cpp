@@ -1,0 +1,2 @@
+// For any processor of the architecture: SSE2 on x86-64, NEON on arm64.
+#include "involution.h"

@@ -1,0 +1,713 @@
+// Involution and its two gradients on the CPU. docs/cpu_kernel.md explains the design.
+//
+// Whatever the layout and number type, the rows of an image that a thread needs next are copied
+// into a small scratch memory that stays in the cache, as float32 or float64 and with the channels
+// of a group side by side; the kernels of kernels.h then run over them. Weights are read where they
+// are. Every number is computed by one thread, in one order: results depend neither on the number
+// of threads nor on chance.
+//
+// Compiled once for each instruction set, by baseline.cpp, avx2.cpp and avx512.cpp.
+#pragma once
+
+#include <atomic>
+#include <cstdlib>
+
+#include "kernels.h"
+#include "numbers.h"
+
+#if defined(_OPENMP)
+// Declared here rather than by omp.h: nothing else of OpenMP's library is needed.
+extern "C" int omp_get_thread_num(void);
+#endif
+
+namespace rednet {
+
+// ---- what the caller hands over (library.py has the same structures)
+
+// One side of the window, the vertical or the horizontal one.
+struct Side {
+  int64_t input, output, kernel, stride, padding, dilation;
+
+  int64_t reach() const { return (kernel - 1) * dilation; }
+};
+
+// Strides are in numbers, not bytes; an image uses the first four.
+struct Tensor {
+  void* data;
+  int64_t strides[6];
+};
+
+struct Problem {
+  int64_t batch, channels, groups;
+  Side vertical, horizontal;
+  Tensor image;   // (N, C, H, W): the input or its gradient
+  Tensor weight;  // (N, G, Kh, Kw, Ho, Wo): the weight or its gradient
+  Tensor pixels;  // (N, C, Ho, Wo): the output or its gradient
+
+  int64_t group_channels() const { return channels / groups; }
+  int64_t taps() const { return vertical.kernel * horizontal.kernel; }
+};
+
+template <typename Stored>
+Stored* weight_row(const Problem& problem, int64_t n, int64_t g, int64_t kh, int64_t h) {
+  const int64_t* s = problem.weight.strides;
+  return static_cast<Stored*>(problem.weight.data) + n * s[0] + g * s[1] + kh * s[2] + h * s[4];
+}
+
+// ---- small arithmetic
+
+inline int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
+
+inline int64_t larger(int64_t a, int64_t b) { return a > b ? a : b; }
+
+inline int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
+
+inline int64_t round_up(int64_t a, int64_t b) { return ceil_div(a, b) * b; }
+
+// Blocks of up to `size` that cover `count` numbers; the last one overlaps its neighbour rather than be shorter.
+inline int64_t block_start(int64_t index, int64_t size, int64_t count) {
+  return larger(0, smaller(index * size, count - size));
+}
+
+// ---- vectors of numbers of any type, `step` apart. A constant count and step make vector code of the usual case.
+
+template <typename Sum, typename Stored>
+inline Vector<Sum> load_vector(const Stored* from, ptrdiff_t step, int64_t count) {
+  Sum numbers[kLanes<Sum>] = {};
+  if (step == 1 && count == kLanes<Sum>)
+    load(numbers, from, 1, kLanes<Sum>);
+  else
+    load(numbers, from, step, count);
+  return read(numbers);
+}
+
+template <typename Sum, typename Stored>
+inline void store_vector(Stored* to, Vector<Sum> vector, ptrdiff_t step, int64_t count) {
+  Sum numbers[kLanes<Sum>];
+  write(numbers, vector);
+  if (step == 1 && count == kLanes<Sum>)
+    store(to, numbers, 1, kLanes<Sum>);
+  else
+    store(to, numbers, step, count);
+}
+
+// ---- the tasks that threads share out: some rows of one group of one image
+
+struct Task {
+  int64_t n, g, first, end;
+};
+
+class Tiling {
+  static constexpr int64_t kScratchBytes = 256 * 1024;  // half of a small second-level cache
+  static constexpr int64_t kTasksPerThread = 4;
+
+ public:
+  // Splits `rows` rows, of which `row_bytes` go to the scratch memory, and `halo` more for each block of them.
+  Tiling(const Problem& problem, int64_t rows, int64_t halo, int64_t row_bytes, int threads)
+      : groups_(problem.groups), rows_(rows), block_(rows) {
+    const int64_t maps = problem.batch * problem.groups;
+    while (block_ > 1 && (block_ + halo) * row_bytes > kScratchBytes) block_ = ceil_div(block_, 2);
+    while (block_ > halo + 1 && maps * ceil_div(rows, block_) < kTasksPerThread * threads)
+      block_ = ceil_div(block_, 2);
+    blocks_ = ceil_div(rows, block_);
+    count_ = maps * blocks_;
+  }
+
+  int64_t block() const { return block_; }
+
+  int64_t count() const { return count_; }
+
+  Task operator[](int64_t index) const {
+    const int64_t map = index / groups_, first = map % blocks_ * block_;
+    return {map / blocks_, index % groups_, first, smaller(first + block_, rows_)};
+  }
+
+ private:
+  int64_t groups_, rows_, block_, blocks_, count_;
+};
+
+// Rows whose results are kept back, to be written together: long runs are faster.
+inline int64_t strip_rows(int64_t rows, int64_t columns) {
+  constexpr int64_t kPixelsTogether = 256;
+  return larger(1, smaller(rows, kPixelsTogether / columns));
+}
+
+// ---- rows of images, between the caller's layout and ours
+
+// Ours: the channels of a group side by side, in whole cache lines.
+template <typename Stored>
+class GroupRows {
+  using Sum = typename Accumulator<Stored>::type;
+  static constexpr int lanes = kLanes<Sum>;
+
+ public:
+  GroupRows(const Problem& problem, const Tensor& tensor, int64_t columns)
+      : channels_(problem.group_channels()),
+        pixel_(round_up(channels_, kLine<Sum>)),
+        columns_(columns),
+        tensor_(tensor) {}
+
+  // Numbers from one pixel of ours to the next.
+  ptrdiff_t pixel() const { return pixel_; }
+
+  ptrdiff_t row() const { return columns_ * pixel_; }
+
+  int64_t lines() const { return pixel_ / kLine<Sum>; }
+
+  // The channels that only fill up a cache line are left alone: the scratch memory is zero at
+  // first.
+  void read_rows(int64_t n, int64_t g, int64_t first, int64_t rows, Sum* to) const {
+    const int64_t together = joined(rows);
+    for (int64_t r = 0; r < rows; r += together)
+      read_pixels(start(n, g, first + r), together * columns_, to + r * row());
+  }
+
+  void write_rows(int64_t n, int64_t g, int64_t first, int64_t rows, const Sum* from) const {
+    const int64_t together = joined(rows);
+    for (int64_t r = 0; r < rows; r += together)
+      write_pixels(from + r * row(), together * columns_, start(n, g, first + r));
+  }
+
+ private:
+  Stored* start(int64_t n, int64_t g, int64_t row) const {
+    const int64_t* s = tensor_.strides;
+    return static_cast<Stored*>(tensor_.data) + n * s[0] + g * channels_ * s[1] + row * s[2];
+  }
+
+  // How many of these rows can be treated as one.
+  int64_t joined(int64_t rows) const {
+    return tensor_.strides[2] == columns_ * tensor_.strides[3] ? rows : 1;
+  }
+
+  void read_pixels(const Stored* from, int64_t count, Sum* to) const {
+    const ptrdiff_t c_step = tensor_.strides[1], x_step = tensor_.strides[3];
+    if (c_step == 1) {
+      for (int64_t x = 0; x < count; ++x) load(to + x * pixel_, from + x * x_step, 1, channels_);
+      return;
+    }
+    for (int64_t i = 0; i < ceil_div(count, lanes); ++i) {
+      const int64_t x = block_start(i, lanes, count);
+      for (int64_t c = 0; c < channels_; c += lanes)
+        read_square(from + c * c_step + x * x_step, smaller(channels_ - c, lanes),
+                    smaller(count, lanes), to + x * pixel_ + c);
+    }
+  }
+
+  void write_pixels(const Sum* from, int64_t count, Stored* to) const {
+    const ptrdiff_t c_step = tensor_.strides[1], x_step = tensor_.strides[3];
+    if (c_step == 1) {
+      for (int64_t x = 0; x < count; ++x) store(to + x * x_step, from + x * pixel_, 1, channels_);
+      return;
+    }
+    for (int64_t c = 0; c < channels_; c += lanes) {
+      for (int64_t i = 0; i < ceil_div(count, lanes); ++i) {
+        const int64_t x = block_start(i, lanes, count);
+        write_square(from + x * pixel_ + c, smaller(channels_ - c, lanes), smaller(count, lanes),
+                     to + c * c_step + x * x_step);
+      }
+    }
+  }
+
+  void read_square(const Stored* from, int64_t channels, int64_t columns, Sum* to) const {
+    Vector<Sum> square[lanes] = {};
+    for (int64_t c = 0; c < channels; ++c)
+      square[c] = load_vector<Sum>(from + c * tensor_.strides[1], tensor_.strides[3], columns);
+    transpose<Sum>(square);
+    for (int64_t x = 0; x < columns; ++x) write(to + x * pixel_, square[x]);
+  }
+
+  void write_square(const Sum* from, int64_t channels, int64_t columns, Stored* to) const {
+    Vector<Sum> square[lanes] = {};
+    for (int64_t x = 0; x < columns; ++x) square[x] = read(from + x * pixel_);
+    transpose<Sum>(square);
+    for (int64_t c = 0; c < channels; ++c)
+      store_vector<Sum>(to + c * tensor_.strides[1], square[c], tensor_.strides[3], columns);
+  }
+
+  int64_t channels_;
+  ptrdiff_t pixel_;
+  int64_t columns_;
+  Tensor tensor_;
+};
+
+// ---- rows of weights: those of the type that sums are made in are read in place, others are copied
+
+template <typename Stored>
+class WeightRows {
+  using Sum = typename Accumulator<Stored>::type;
+  static constexpr bool kInPlace = std::is_same<Stored, Sum>::value;
+
+ public:
+  explicit WeightRows(const Problem& problem)
+      : problem_(problem),
+        dense_(problem.weight.strides[5] == 1),
+        taps_(problem.horizontal.kernel),
+        pixels_(problem.horizontal.output) {}
+
+  // Numbers from one kernel column, and from one pixel, to the next.
+  ptrdiff_t tap_step() const { return kInPlace ? problem_.weight.strides[3] : dense_ ? pixels_ : 1; }
+
+  ptrdiff_t pixel_step() const { return kInPlace ? problem_.weight.strides[5] : dense_ ? 1 : taps_; }
+
+  int64_t scratch() const {
+    return kInPlace ? 0 : round_up(problem_.taps() * pixels_, kLine<Sum>);
+  }
+
+  // The weights of kernel row kh for output row h.
+  const Sum* read_row(int64_t n, int64_t g, int64_t kh, int64_t h, Sum* scratch) const {
+    const Stored* from = weight_row<Stored>(problem_, n, g, kh, h);
+    if constexpr (kInPlace) {
+      return from;
+    } else {
+      Sum* to = scratch + kh * taps_ * pixels_;
+      const ptrdiff_t tap = problem_.weight.strides[3], pixel = problem_.weight.strides[5];
+      if (dense_)
+        for (int64_t kw = 0; kw < taps_; ++kw) load(to + kw * pixels_, from + kw * tap, pixel, pixels_);
+      else
+        for (int64_t x = 0; x < pixels_; ++x) load(to + x * taps_, from + x * pixel, tap, taps_);
+      return to;
+    }
+  }
+
+ private:
+  const Problem& problem_;
+  bool dense_;
+  int64_t taps_, pixels_;
+};
+
+// ---- kernels over whole rows of pixels
+
+template <typename Sum>
+using SumPixels = void (*)(const Window<Sum>&, int64_t, Sum*);
+
+// The fastest kernel for this window.
+template <typename Sum, int Pixels>
+SumPixels<Sum> choose_kernel(const Window<Sum>& window) {
+  const KernelColumn* columns = window.columns;
+  bool neighbours = window.column_count > 1;
+  for (int64_t c = 1; c < window.column_count; ++c)
+    neighbours = neighbours && columns[c].pixel - columns[c - 1].pixel == window.pixel_step;
+  const bool dense = window.weight_step == 1;
+  if (neighbours && window.column_count == 3)
+    return dense ? sum_pixels_of_rows<Sum, Pixels, 3, true> : sum_pixels_of_rows<Sum, Pixels, 3, false>;
+  if (neighbours && window.column_count == 5)
+    return dense ? sum_pixels_of_rows<Sum, Pixels, 5, true> : sum_pixels_of_rows<Sum, Pixels, 5, false>;
+  if (neighbours && window.column_count == 7)
+    return dense ? sum_pixels_of_rows<Sum, Pixels, 7, true> : sum_pixels_of_rows<Sum, Pixels, 7, false>;
+  return sum_pixels<Sum, Pixels>;
+}
+
+// The pixels from number `first` to before `end`, in blocks as large as fit.
+template <typename Sum, int Pixels = kPixels>
+void sum_row(const Window<Sum>& window, int64_t first, int64_t end, Sum* to) {
+  if constexpr (Pixels > 1) {
+    if (end - first < Pixels) return sum_row<Sum, Pixels / 2>(window, first, end, to);
+  }
+  const SumPixels<Sum> sum = choose_kernel<Sum, Pixels>(window);
+  for (int64_t i = 0; i < ceil_div(end - first, Pixels); ++i)
+    sum(window, first + block_start(i, Pixels, end - first), to);
+}
+
+// ---- the operators. Each is a number of tasks that run in a zeroed scratch memory of a thread's own.
+
+// What forward and grad_weight share: the image, between rows and columns of zeros.
+template <typename Stored>
+class PaddedImage {
+ protected:
+  using Sum = typename Accumulator<Stored>::type;
+
+  PaddedImage(const Problem& problem, int threads)
+      : problem_(problem),
+        image_(problem, problem.image, problem.horizontal.input),
+        row_((problem.horizontal.input + 2 * problem.horizontal.padding) * image_.pixel()),
+        tiling_(problem, problem.vertical.output, problem.vertical.reach() / problem.vertical.stride,
+                row_ * problem.vertical.stride * sizeof(Sum), threads) {}
+
+  int64_t rows(int64_t output_rows) const {
+    return (output_rows - 1) * problem_.vertical.stride + problem_.vertical.reach() + 1;
+  }
+
+  int64_t image_size() const { return rows(tiling_.block()) * row_; }
+
+  void read_image(const Task& task, Sum* to) const {
+    const Side &v = problem_.vertical, &h = problem_.horizontal;
+    const int64_t first = task.first * v.stride - v.padding;
+    for (int64_t r = 0; r < rows(task.end - task.first); ++r, to += row_) {
+      if (first + r < 0 || first + r >= v.input)
+        std::memset(to, 0, row_ * sizeof(Sum));
+      else
+        image_.read_rows(task.n, task.g, first + r, 1, to + h.padding * image_.pixel());
+    }
+  }
+
+  // Where kernel row kh finds its pixels for an output row of the task.
+  ptrdiff_t row_offset(int64_t output_row, int64_t kh) const {
+    return (output_row * problem_.vertical.stride + kh * problem_.vertical.dilation) * row_;
+  }
+
+  ptrdiff_t column_offset(int64_t kw) const {
+    return kw * problem_.horizontal.dilation * image_.pixel();
+  }
+
+  ptrdiff_t pixel_step() const { return problem_.horizontal.stride * image_.pixel(); }
+
+  const Problem& problem_;
+  GroupRows<Stored> image_;
+  ptrdiff_t row_;
+  Tiling tiling_;
+};
+
+template <typename Sum>
+int64_t tables_size(int64_t rows, int64_t columns) {
+  return round_up((rows * sizeof(KernelRow<Sum>) + columns * sizeof(KernelColumn)) / sizeof(Sum) + 1,
+                  kLine<Sum>);
+}
+
+template <typename Stored>
+class Forward : PaddedImage<Stored> {
+  using Base = PaddedImage<Stored>;
+  using Base::image_, Base::problem_, Base::tiling_;
+
+ public:
+  using typename Base::Sum;
+
+  Forward(const Problem& problem, int threads)
+      : Base(problem, threads),
+        weight_(problem),
+        pixels_(problem, problem.pixels, problem.horizontal.output) {}
+
+  int64_t tasks() const { return tiling_.count(); }
+
+  int64_t scratch() const {
+    return this->image_size() + weight_.scratch() + strip() * pixels_.row() +
+           tables_size<Sum>(problem_.vertical.kernel, problem_.horizontal.kernel);
+  }
+
+  void run(int64_t index, Sum* scratch) const {
+    const Task task = tiling_[index];
+    const Side &v = problem_.vertical, &h = problem_.horizontal;
+    Sum* image = scratch;
+    Sum* sums = image + this->image_size();
+    Sum* weight = sums + strip() * pixels_.row();
+    auto* rows = reinterpret_cast<KernelRow<Sum>*>(weight + weight_.scratch());
+    auto* columns = reinterpret_cast<KernelColumn*>(rows + v.kernel);
+    this->read_image(task, image);
+    for (int64_t kw = 0; kw < h.kernel; ++kw)
+      columns[kw] = {kw * weight_.tap_step(), this->column_offset(kw)};
+    const Window<Sum> window = {rows, columns, v.kernel, h.kernel, weight_.pixel_step(),
+                                this->pixel_step(), pixels_.pixel(), pixels_.lines()};
+    for (int64_t first = task.first; first < task.end; first += strip()) {
+      const int64_t count = smaller(strip(), task.end - first);
+      for (int64_t row = first; row < first + count; ++row) {
+        for (int64_t kh = 0; kh < v.kernel; ++kh)
+          rows[kh] = {weight_.read_row(task.n, task.g, kh, row, weight),
+                      image + this->row_offset(row - task.first, kh)};
+        sum_row(window, 0, h.output, sums + (row - first) * pixels_.row());
+      }
+      pixels_.write_rows(task.n, task.g, first, count, sums);
+    }
+  }
+
+ private:
+  int64_t strip() const { return strip_rows(tiling_.block(), problem_.horizontal.output); }
+
+  WeightRows<Stored> weight_;
+  GroupRows<Stored> pixels_;
+};
+
+// Gathers, for each pixel of the input, what it has contributed to. Input columns that are a stride apart have been read
+// by the same kernel columns, a `phase`; neighbours among them, by neighbouring output pixels.
+template <typename Stored>
+class GradInput {
+ public:
+  using Sum = typename Accumulator<Stored>::type;
+
+  GradInput(const Problem& problem, int threads)
+      : problem_(problem),
+        image_(problem, problem.image, problem.horizontal.input),
+        pixels_(problem, problem.pixels, problem.horizontal.output),
+        weight_(problem),
+        tiling_(problem, problem.vertical.input, problem.vertical.reach() + problem.vertical.stride,
+                ceil_div(pixels_.row() * sizeof(Sum), problem.vertical.stride), threads) {}
+
+  int64_t tasks() const { return tiling_.count(); }
+
+  int64_t scratch() const {
+    return pixels_size() + strip() * image_.row() + weight_.scratch() +
+           tables_size<Sum>(problem_.vertical.kernel, problem_.horizontal.kernel);
+  }
+
+  void run(int64_t index, Sum* scratch) const {
+    const Task task = tiling_[index];
+    Sum* pixels = scratch;
+    Sum* sums = pixels + pixels_size();
+    Sum* weight = sums + strip() * image_.row();
+    auto* rows = reinterpret_cast<KernelRow<Sum>*>(weight + weight_.scratch());
+    auto* columns = reinterpret_cast<KernelColumn*>(rows + problem_.vertical.kernel);
+    const int64_t first_output = first_output_row(task.first);
+    pixels_.read_rows(task.n, task.g, first_output, end_output_row(task.end) - first_output, pixels);
+    for (int64_t first = task.first; first < task.end; first += strip()) {
+      const int64_t count = smaller(strip(), task.end - first);
+      for (int64_t row = first; row < first + count; ++row) {
+        const int64_t row_count = find_rows(task, row, first_output, pixels, weight, rows);
+        for (int64_t phase = 0; phase < problem_.horizontal.stride; ++phase)
+          sum_phase(rows, row_count, phase, columns, sums + (row - first) * image_.row());
+      }
+      image_.write_rows(task.n, task.g, first, count, sums);
+    }
+  }
+
+ private:
+  int64_t strip() const { return strip_rows(tiling_.block(), problem_.horizontal.input); }
+
+  // The output rows that have read rows `first` ... of the input lie from here ...
+  int64_t first_output_row(int64_t first) const {
+    const Side& v = problem_.vertical;
+    return ceil_div(larger(first + v.padding - v.reach(), 0), v.stride);
+  }
+
+  // ... to before there.
+  int64_t end_output_row(int64_t end) const {
+    const Side& v = problem_.vertical;
+    return smaller((end - 1 + v.padding) / v.stride + 1, v.output);
+  }
+
+  int64_t pixels_size() const {
+    return ((tiling_.block() - 1 + problem_.vertical.reach()) / problem_.vertical.stride + 1) *
+           pixels_.row();
+  }
+
+  // The kernel rows that have read this row of the input.
+  int64_t find_rows(const Task& task, int64_t row, int64_t first_output, const Sum* pixels, Sum* weight,
+                    KernelRow<Sum>* rows) const {
+    const Side& v = problem_.vertical;
+    int64_t count = 0;
+    for (int64_t kh = 0; kh < v.kernel; ++kh) {
+      const int64_t y = row + v.padding - kh * v.dilation, output = y / v.stride;
+      if (y >= 0 && y % v.stride == 0 && output < v.output)
+        rows[count++] = {weight_.read_row(task.n, task.g, kh, output, weight),
+                         pixels + (output - first_output) * pixels_.row()};
+    }
+    return count;
+  }
+
+  // The kernel columns of a phase, from the one that reads farthest to the right on.
+  int64_t find_columns(int64_t phase, KernelColumn* columns) const {
+    const Side& h = problem_.horizontal;
+    int64_t count = 0;
+    for (int64_t kw = h.kernel - 1; kw >= 0; --kw) {
+      const int64_t x = kw * h.dilation, shift = x / h.stride;
+      if (x % h.stride == phase)
+        columns[count++] = {kw * weight_.tap_step() - shift * weight_.pixel_step(),
+                            -shift * pixels_.pixel()};
+    }
+    return count;
+  }
+
+  // Pixel number i of a phase is column i * stride + phase of the padded input. The output pixel that kernel column c
+  // has put its contribution to is number i - shift(c); near the borders some do not exist.
+  void sum_phase(const KernelRow<Sum>* rows, int64_t row_count, int64_t phase, KernelColumn* columns,
+                 Sum* sums) const {
+    const Side& h = problem_.horizontal;
+    const int64_t count = find_columns(phase, columns);
+    const auto shift = [&](int64_t c) { return -columns[c].pixel / pixels_.pixel(); };
+    Window<Sum> window = {rows, columns, row_count, count, weight_.pixel_step(), pixels_.pixel(),
+                          h.stride * image_.pixel(), pixels_.lines()};
+    Sum* to = sums + (phase - h.padding) * image_.pixel();
+    const int64_t first = ceil_div(larger(h.padding - phase, 0), h.stride);
+    const int64_t end = ceil_div(larger(h.padding + h.input - phase, 0), h.stride);
+    const int64_t inner_first = smaller(larger(first, count ? shift(0) : 0), end);
+    const int64_t inner_end =
+        larger(inner_first, smaller(end, count ? h.output + shift(count - 1) : end));
+    const auto sum_border = [&](int64_t i) {
+      int64_t from = 0, before = count;
+      while (from < count && shift(from) > i) ++from;
+      while (before > from && shift(before - 1) <= i - h.output) --before;
+      window.columns = columns + from;
+      window.column_count = before - from;
+      sum_pixels<Sum, 1>(window, i, to);
+    };
+    for (int64_t i = first; i < inner_first; ++i) sum_border(i);
+    for (int64_t i = inner_end; i < end; ++i) sum_border(i);
+    window.columns = columns;
+    window.column_count = count;
+    sum_row(window, inner_first, inner_end, to);
+  }
+
+  const Problem& problem_;
+  GroupRows<Stored> image_, pixels_;
+  WeightRows<Stored> weight_;
+  Tiling tiling_;
+};
+
+// Every number is a sum over channels, which are the lanes of our vectors: `correlate` makes as many at once as there
+// are lanes, those of neighbouring pixels or, where taps are neighbours in memory, those of neighbouring taps.
+template <typename Stored>
+class GradWeight : PaddedImage<Stored> {
+  using Base = PaddedImage<Stored>;
+  using Base::image_, Base::problem_, Base::tiling_;
+
+ public:
+  using typename Base::Sum;
+
+  GradWeight(const Problem& problem, int threads)
+      : Base(problem, threads), pixels_(problem, problem.pixels, problem.horizontal.output) {
+    const int64_t* s = problem.weight.strides;
+    const int64_t columns = problem.horizontal.output;
+    const bool taps_are_neighbours = s[3] == 1 && s[2] == problem.horizontal.kernel && s[5] != 1;
+    const bool rows_are_neighbours = s[4] == columns * s[5];
+    tap_blocks_ = taps_are_neighbours ? problem.taps() / lanes : 0;
+    strip_ = rows_are_neighbours ? smaller(tiling_.block(), ceil_div(4 * lanes, columns)) : 1;
+  }
+
+  int64_t tasks() const { return tiling_.count(); }
+
+  int64_t scratch() const {
+    return this->image_size() + strip_pixels() * pixels_.pixel() +
+           round_up((problem_.taps() + strip_pixels()) * sizeof(ptrdiff_t) / sizeof(Sum),
+                    kLine<Sum>);
+  }
+
+  void run(int64_t index, Sum* scratch) const {
+    const Task task = tiling_[index];
+    const int64_t columns = problem_.horizontal.output;
+    Sum* image = scratch;
+    Sum* pixels = image + this->image_size();
+    auto* taps = reinterpret_cast<ptrdiff_t*>(pixels + strip_pixels() * pixels_.pixel());
+    ptrdiff_t* windows = taps + problem_.taps();
+    find_offsets(taps, windows);
+    this->read_image(task, image);
+    for (int64_t row = task.first; row < task.end; row += strip_) {
+      const int64_t rows = smaller(strip_, task.end - row);
+      pixels_.read_rows(task.n, task.g, row, rows, pixels);
+      const Strip strip = {pixels, image + this->row_offset(row - task.first, 0), taps, windows,
+                           weight_row<Stored>(problem_, task.n, task.g, 0, row), rows * columns};
+      correlate_blocks_of_taps(strip);
+      correlate_blocks_of_pixels(strip);
+    }
+  }
+
+ private:
+  static constexpr int lanes = kLanes<Sum>;
+
+  // Rows whose weights lie one after the other, treated as one long row.
+  struct Strip {
+    const Sum *pixels, *image;
+    const ptrdiff_t *taps, *windows;
+    Stored* weight;
+    int64_t count;
+  };
+
+  int64_t strip_pixels() const { return strip_ * problem_.horizontal.output; }
+
+  // Where a tap lies in a window, and where the window of each pixel of a strip begins.
+  void find_offsets(ptrdiff_t* taps, ptrdiff_t* windows) const {
+    const int64_t kernel = problem_.horizontal.kernel, columns = problem_.horizontal.output;
+    for (int64_t t = 0; t < problem_.taps(); ++t)
+      taps[t] = this->row_offset(0, t / kernel) + this->column_offset(t % kernel);
+    for (int64_t i = 0; i < strip_pixels(); ++i)
+      windows[i] = this->row_offset(i / columns, 0) + i % columns * this->pixel_step();
+  }
+
+  void correlate_blocks_of_taps(const Strip& strip) const {
+    const ptrdiff_t same[lanes] = {}, step = problem_.weight.strides[5];
+    for (int64_t i = 0; i < strip.count; ++i) {
+      for (int64_t t = 0; t < tap_blocks_ * lanes; t += lanes)
+        store_vector<Sum>(strip.weight + i * step + t,
+                          correlate(strip.pixels + i * pixels_.pixel(), same,
+                                    strip.image + strip.windows[i], strip.taps + t, pixels_.lines()),
+                          1, lanes);
+    }
+  }
+
+  void correlate_blocks_of_pixels(const Strip& strip) const {
+    const int64_t* s = problem_.weight.strides;
+    const int64_t kernel = problem_.horizontal.kernel, count = smaller(strip.count, lanes);
+    ptrdiff_t pixels[lanes], windows[lanes];
+    for (int64_t i = 0; i < strip.count; i += lanes) {
+      const int64_t first = block_start(i / lanes, lanes, strip.count);
+      for (int64_t lane = 0; lane < lanes; ++lane) {  // lanes without a pixel repeat the last one
+        pixels[lane] = (first + smaller(lane, count - 1)) * pixels_.pixel();
+        windows[lane] = strip.windows[first + smaller(lane, count - 1)];
+      }
+      for (int64_t t = tap_blocks_ * lanes; t < problem_.taps(); ++t)
+        store_vector<Sum>(strip.weight + t / kernel * s[2] + t % kernel * s[3] + first * s[5],
+                          correlate(strip.pixels, pixels, strip.image + strip.taps[t], windows,
+                                    pixels_.lines()),
+                          s[5], count);
+    }
+  }
+
+  GroupRows<Stored> pixels_;
+  int64_t tap_blocks_, strip_;
+};
+
+// ---- threads
+
+constexpr int64_t kWorkPerThread = 1 << 16;  // multiply-adds worth waking a thread for
+constexpr int64_t kTurnsPerThread = 8;
+
+inline int useful_threads(const Problem& problem, int threads) {
+  const int64_t work = problem.batch * problem.channels * problem.taps() * problem.vertical.output *
+                       problem.horizontal.output;
+  return int(larger(1, smaller(threads, work / kWorkPerThread)));
+}
+
+// Threads take turns of neighbouring tasks: groups of the same rows, which may share cache lines.
+template <typename Operation>
+void work(const Operation& operation, std::atomic<int64_t>& next, int64_t turn,
+          typename Operation::Sum* scratch, int64_t numbers) {
+  std::memset(scratch, 0, numbers * sizeof(*scratch));
+  for (int64_t first; (first = next.fetch_add(turn)) < operation.tasks();) {
+    for (int64_t task = first; task < smaller(first + turn, operation.tasks()); ++task)
+      operation.run(task, scratch);
+  }
+}
+
+// Returns 0, or 1 if memory ran out.
+template <typename Operation>
+int execute(const Problem& problem, int threads) {
+  using Sum = typename Operation::Sum;
+  threads = useful_threads(problem, threads);
+  const Operation operation(problem, threads);
+  threads = int(smaller(threads, operation.tasks()));
+  const int64_t numbers = round_up(operation.scratch(), kLine<Sum>);
+  void* memory;
+  if (posix_memalign(&memory, kLineBytes, threads * numbers * sizeof(Sum))) return 1;
+  Sum* scratch = static_cast<Sum*>(memory);
+  const int64_t turn = ceil_div(operation.tasks(), threads * kTurnsPerThread);
+  std::atomic<int64_t> next(0);
+#if defined(_OPENMP)
+  if (threads > 1) {
+#pragma omp parallel num_threads(threads)
+    work(operation, next, turn, scratch + omp_get_thread_num() * numbers, numbers);
+  } else
+#endif
+    work(operation, next, turn, scratch, numbers);
+  std::free(memory);
+  return 0;
+}
+
+}  // namespace rednet
+
+// ---- what the library exports: rednet_<operator>_<number type>(problem, threads)
+
+// The checksum of the sources that it was built from.
+extern "C" __attribute__((visibility("default"))) uint32_t rednet_checksum() {
+  return REDNET_CHECKSUM;
+}
+
+#define REDNET_EXPORT(name, Operation, suffix, Stored)                            \
+  extern "C" __attribute__((visibility("default"))) int rednet_##name##_##suffix( \
+      const rednet::Problem* problem, int threads) {                              \
+    return rednet::execute<rednet::Operation<Stored>>(*problem, threads);         \
+  }
+#define REDNET_EXPORT_ALL(suffix, Stored)              \
+  REDNET_EXPORT(forward, Forward, suffix, Stored)      \
+  REDNET_EXPORT(grad_input, GradInput, suffix, Stored) \
+  REDNET_EXPORT(grad_weight, GradWeight, suffix, Stored)
+
+REDNET_EXPORT_ALL(float64, double)
+REDNET_EXPORT_ALL(float32, float)
+REDNET_EXPORT_ALL(float16, rednet::Half)
+REDNET_EXPORT_ALL(bfloat16, rednet::BFloat16)

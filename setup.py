@@ -1,0 +1,48 @@
+"""Adds the compiled CPU kernels to what setup.cfg describes.
+
+They are optional: where no C++ compiler is, the package installs without them and says so at the
+first use. They know neither Python nor PyTorch, so they build without either's headers.
+"""
+
+from __future__ import annotations
+
+import platform
+import zlib
+from pathlib import Path
+
+from setuptools import Extension, setup
+
+SOURCES = Path("rednet", "ops", "cpu", "src")
+# rednet/ops/cpu/library.py compares it with the sources that it finds.
+CHECKSUM = zlib.crc32(b"".join(path.read_bytes() for path in sorted(SOURCES.iterdir())))
+INSTRUCTION_SETS = {
+    "baseline": [],
+    "avx2": ["-mavx2", "-mfma"],
+    "avx512": ["-mavx2", "-mfma", *(f"-mavx512{part}" for part in ("f", "bw", "dq", "vl"))],
+}
+
+
+def kernels(name: str, flags: list[str]) -> Extension:
+    """The kernels for one instruction set.
+
+    ``-fopenmp`` is no option of the linker: the functions of OpenMP are those of the library that
+    PyTorch has loaded.
+    """
+    return Extension(
+        f"rednet.ops.cpu._{name}",
+        [str(SOURCES / f"{name}.cpp")],
+        depends=[str(header) for header in sorted(SOURCES.glob("*.h"))],
+        define_macros=[("REDNET_CHECKSUM", f"{CHECKSUM}u")],
+        extra_compile_args=[
+            *("-std=c++17", "-O3", "-g0", "-fopenmp", "-fvisibility=hidden"),
+            *("-fno-math-errno", "-fno-trapping-math", *flags),
+        ],
+        optional=True,
+    )
+
+
+names = list(INSTRUCTION_SETS) if platform.machine() == "x86_64" else ["baseline"]
+setup(
+    ext_modules=[kernels(name, INSTRUCTION_SETS[name]) for name in names],
+    options={"build_ext": {"parallel": len(names)}},
+)
