@@ -136,7 +136,14 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> zipfile.ZipFile:
     for name in ("rednet", "configs", "tools"):
         ignored = shutil.ignore_patterns("__pycache__")
         shutil.copytree(ROOT / name, source / name, symlinks=True, ignore=ignored)
-    for name in ("setup.cfg", "pyproject.toml", "model-index.yml", "README.md", "LICENSE"):
+    for name in (
+        "setup.py",
+        "setup.cfg",
+        "pyproject.toml",
+        "model-index.yml",
+        "README.md",
+        "LICENSE",
+    ):
         shutil.copy(ROOT / name, source)
     command = [sys.executable, "-m", "pip", "wheel", "--no-deps", "--no-build-isolation", "."]
     subprocess.run(command, cwd=source, check=True, capture_output=True)
@@ -168,6 +175,15 @@ def test_wheel_carries_the_package_and_nothing_else(wheel: zipfile.ZipFile) -> N
     assert {name for name in carried if "/.mim/" not in name} == {
         name for name in package if "/.mim/" not in name
     }
+
+
+@pytest.mark.skipif(shutil.which("c++") is None, reason="needs a C++ compiler")
+def test_wheel_carries_the_cpu_kernels_and_their_sources(wheel: zipfile.ZipFile) -> None:
+    folder = ROOT / "rednet" / "ops" / "cpu"
+    carried = [name for name in wheel.namelist() if name.startswith("rednet/ops/cpu/")]
+    assert any("_baseline." in name for name in carried)
+    for source in (folder / "src").iterdir():
+        assert f"rednet/ops/cpu/src/{source.name}" in carried
 
 
 def test_wheel_refuses_no_fork_of_the_stack(metadata: Message) -> None:

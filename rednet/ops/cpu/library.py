@@ -60,7 +60,7 @@ class Problem(ctypes.Structure):
         return cls(*image.shape[:2], weight.shape[1], vertical, horizontal, *tensors)
 
 
-@functools.lru_cache(maxsize=None)
+@functools.cache
 def load() -> ctypes.CDLL | None:
     """The compiled kernels; None, with a warning, where there are none that work."""
     problems = []
@@ -70,6 +70,7 @@ def load() -> ctypes.CDLL | None:
         except OSError as error:  # Built for another machine, or PyTorch has no OpenMP.
             problems.append(str(error))
             continue
+        library.rednet_checksum.restype = ctypes.c_uint32
         if library.rednet_checksum() == _checksum():
             return library
         problems.append(f"{path.name} was built from other sources")

@@ -1,0 +1,207 @@
+"""What is special to the compiled kernels; the operator's contract is in test_involution.py."""
+
+from __future__ import annotations
+
+import ctypes
+import threading
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from rednet import ops
+from rednet.ops import involution2d
+from rednet.ops.backends import select_backend
+from rednet.ops.cpu import library
+from rednet.ops.geometry import Geometry
+from tests.ops.cases import GEOMETRIES
+from tests.tolerances import assert_close
+
+CPU = torch.device("cpu")
+BUILDS = library._candidates()
+
+pytestmark = pytest.mark.skipif(not BUILDS, reason="rednet was installed without a C++ compiler")
+
+
+@pytest.fixture(autouse=True)
+def forced() -> Iterator[None]:
+    with ops.backend("cpu"):
+        yield
+
+
+@pytest.fixture
+def threads() -> Iterator[None]:
+    before = torch.get_num_threads()
+    yield
+    torch.set_num_threads(before)
+
+
+def random_case(
+    geometry: Geometry, size: tuple[int, int], group_channels: int = 16, dtype=torch.float32
+) -> tuple[Tensor, Tensor, Tensor]:
+    rows, columns = geometry.output_size(*size)
+    channels = 2 * group_channels
+    return (
+        torch.randn(2, channels, *size, dtype=dtype),
+        torch.randn(2, 2, *geometry.kernel_size, rows, columns, dtype=dtype),
+        torch.randn(2, channels, rows, columns, dtype=dtype),
+    )
+
+
+def run(input: Tensor, weight: Tensor, cotangent: Tensor, geometry: Geometry) -> list[Tensor]:
+    input, weight = input.detach().requires_grad_(), weight.detach().requires_grad_()
+    output = involution2d(input, weight, *geometry[1:])
+    return [output.detach(), *torch.autograd.grad(output, (input, weight), cotangent)]
+
+
+@pytest.mark.parametrize("build", BUILDS, ids=lambda path: path.name.partition(".")[0])
+@pytest.mark.parametrize("group_channels", [1, 16, 20])
+@pytest.mark.parametrize("geometry", GEOMETRIES.values(), ids=GEOMETRIES)
+def test_every_instruction_set_is_right(
+    build: Path, geometry: Geometry, group_channels: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # 21 columns: whole vectors of every length, and a rest.
+    tensors = random_case(geometry, (11, 21), group_channels)
+    with ops.backend("reference"):
+        expected = run(*(tensor.double() for tensor in tensors), geometry)
+    compiled = ctypes.CDLL(str(build))
+    monkeypatch.setattr(library, "load", lambda: compiled)
+    for actual, exact in zip(run(*tensors, geometry), expected, strict=True):
+        assert_close(actual, exact)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
+def test_all_sixteen_bit_numbers_survive(dtype: torch.dtype) -> None:
+    numbers = torch.arange(-(2**15), 2**15, dtype=torch.int32).to(torch.int16).view(dtype)
+    input = numbers.reshape(1, 1, 256, 256)
+    output = involution2d(input, torch.ones(1, 1, 1, 1, 256, 256, dtype=dtype))
+    assert torch.equal(output.isnan(), input.isnan())
+    known = ~input.isnan()
+    assert torch.equal(output[known], input[known])
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
+def test_sixteen_bit_results_round_as_pytorch_rounds(dtype: torch.dtype) -> None:
+    magnitudes = torch.logspace(-5, 3, 64 * 64).reshape(1, 1, 64, 64)
+    input = (magnitudes * torch.randn(1, 1, 64, 64)).to(dtype)
+    weight = (torch.randn(1, 1, 64, 64) * magnitudes.flip(-1)).to(dtype)
+    output = involution2d(input, weight[:, :, None, None])
+    expected = (input.float() * weight.float()).to(dtype)
+    assert torch.equal(output.view(torch.int16), expected.view(torch.int16))
+
+
+def test_results_do_not_depend_on_the_number_of_threads(threads: None) -> None:
+    geometry = GEOMETRIES["RedNet"]
+    tensors = random_case(geometry, (30, 30))
+    results = []
+    for count in (1, 2, 3):
+        torch.set_num_threads(count)
+        results.append(run(*tensors, geometry))
+    for others in results[1:]:
+        assert all(torch.equal(a, b) for a, b in zip(results[0], others, strict=True))
+
+
+def test_threads_of_python_do_not_disturb_each_other() -> None:
+    geometry = GEOMETRIES["RedNet"]
+    cases = [random_case(geometry, (14, 14)) for _ in range(4)]
+    expected = [run(*case, geometry) for case in cases]
+    results: dict[int, list[Tensor]] = {}
+
+    def work(index: int) -> None:
+        results[index] = run(*cases[index], geometry)
+
+    workers = [threading.Thread(target=work, args=(index,)) for index in range(len(cases))]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join()
+    for index, exact in enumerate(expected):
+        assert all(torch.equal(a, b) for a, b in zip(results[index], exact, strict=True))
+
+
+class Involuted(Dataset):
+    """Applies the operator in whichever process loads the data."""
+
+    def __init__(self, case: tuple[Tensor, Tensor]) -> None:
+        self.case = case
+
+    def __len__(self) -> int:
+        return 2
+
+    def __getitem__(self, index: int) -> Tensor:
+        return involution2d(*self.case, padding=3)
+
+
+def test_workers_of_a_data_loader_can_use_it_after_their_parent() -> None:
+    case = random_case(GEOMETRIES["RedNet"], (30, 30))[:2]
+    expected = involution2d(*case, padding=3)  # wakes PyTorch's threads, which a fork loses
+    for batch in DataLoader(Involuted(case), num_workers=1, timeout=60):
+        assert torch.equal(batch[0], expected)
+
+
+@pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="needs Linux")
+def test_there_is_one_openmp_in_the_process(threads: None) -> None:
+    torch.set_num_threads(2)
+    tensors = random_case(GEOMETRIES["RedNet"], (30, 30))
+    before = openmp_libraries()
+    involution2d(*tensors[:2], padding=3)
+    assert openmp_libraries() == before
+
+
+def openmp_libraries() -> set[str]:
+    files = {line.split()[-1] for line in Path("/proc/self/maps").read_text().splitlines()}
+    return {
+        file for file in files if any(name in file for name in ("libgomp", "libiomp", "libomp"))
+    }
+
+
+@pytest.fixture
+def fresh_load() -> Iterator[None]:
+    library.load.cache_clear()
+    yield
+    library.load.cache_clear()
+
+
+def _assert_fallback_with_one_warning(message: str) -> None:
+    with ops.backend("reference"), pytest.warns(RuntimeWarning, match=message):
+        assert ops.explain_backends("cpu")["cpu"] == "its kernels were not built"
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert ops.explain_backends("cpu")["cpu"] == "its kernels were not built"
+
+
+def test_without_kernels_there_is_one_warning(
+    fresh_load: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(library, "_candidates", lambda: [])
+    _assert_fallback_with_one_warning("they were not built. Install rednet again")
+
+
+def test_kernels_of_other_sources_are_not_used(
+    fresh_load: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(library, "_checksum", lambda: 0)
+    _assert_fallback_with_one_warning("was built from other sources")
+
+
+def test_a_file_that_is_no_library_is_not_used(
+    fresh_load: None, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    broken = tmp_path / "broken.so"
+    broken.write_bytes(b"nothing")
+    monkeypatch.setattr(library, "_candidates", lambda: [broken])
+    _assert_fallback_with_one_warning("broken.so")
+
+
+def test_another_device_has_another_backend() -> None:
+    assert ops.explain_backends("meta")["cpu"] == "it serves CPU tensors"
+
+
+def test_it_is_preferred_on_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("rednet.ops.backends._forced", None)
+    monkeypatch.delenv("REDNET_BACKEND", raising=False)
+    assert select_backend(CPU, torch.float32).name == "cpu"
