@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 from mmcv.cnn import build_conv_layer
+from mmengine.model import BaseModule
 from torch import nn
 
 from rednet.errors import ArgumentError
@@ -77,6 +79,8 @@ def swap_conv(
     replace_modules(module, layers)
     swapped = layers.get(id(module), module)
     report_plain_weights(swapped)
+    if isinstance(swapped, BaseModule):
+        swapped.init_weights = partial(_init_weights, swapped)
     return swapped
 
 
@@ -116,6 +120,22 @@ def build_swapped(
     if not isinstance(module, dict) or "type" not in module:
         raise TypeError(f"module must be a config dict with the key 'type', got {module!r}")
     return swap_conv(MODELS.build({**module, **injected}), conv_cfg, include, exclude)
+
+
+def _init_weights(module: BaseModule) -> None:
+    """The module's own initialisation, then that of its layers.
+
+    An ``init_cfg`` for all ``Conv2d`` reaches the convolutions inside a layer too, and would fill
+    those that have to start at zero. What a checkpoint has filled stays as it is.
+    """
+    done = module.is_init
+    type(module).init_weights(module)
+    pretrained = isinstance(module.init_cfg, dict) and module.init_cfg["type"] == "Pretrained"
+    if done or pretrained:
+        return
+    for layer in module.modules():
+        if isinstance(layer, ConvLayer):
+            layer.init_weights()
 
 
 def _convolutions(module: nn.Module) -> dict[str, nn.Conv2d]:

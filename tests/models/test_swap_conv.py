@@ -2,10 +2,12 @@ from __future__ import annotations
 
 import copy
 import pickle
+from pathlib import Path
 
 import pytest
 import torch
 from mmcv.cnn import ConvModule
+from mmengine.model import BaseModule
 from mmengine.registry import MODELS, DefaultScope
 from torch import nn
 
@@ -157,6 +159,34 @@ def test_copied_weights_compute_what_the_convolution_computed() -> None:
     torch.testing.assert_close(layer(image), convolution(image))
     fresh = rednet.swap_conv(convolution, dict(type="ConvAWS2d"))
     assert not torch.allclose(fresh(image), convolution(image))
+
+
+class Backbone(BaseModule):
+    """Initialises all convolutions alike, those inside other layers too, as ResNets do."""
+
+    def __init__(self, init_cfg: dict | None = None) -> None:
+        super().__init__(init_cfg or dict(type="Kaiming", layer="Conv2d"))
+        self.stages = nn.Sequential(nn.Conv2d(8, 8, 3, padding=1))
+
+
+@pytest.mark.parametrize("copied", [False, True])
+def test_an_init_cfg_does_not_fill_what_has_to_start_at_zero(copied: bool) -> None:
+    backbone = rednet.swap_conv(Backbone(), dict(type="SAConv2d"))
+    backbone = copy.deepcopy(backbone) if copied else backbone
+    backbone.init_weights()
+    layer = backbone.stages[0]
+    assert (layer.switch.weight == 0).all() and (layer.switch.bias == 1).all()
+    assert (layer.post_context.weight == 0).all() and (layer.weight != 0).any()
+
+
+def test_initialisation_keeps_what_a_checkpoint_gave(tmp_path: Path) -> None:
+    given = rednet.swap_conv(Backbone(), dict(type="SAConv2d"))
+    nn.init.constant_(given.stages[0].switch.weight, 3)
+    torch.save(given.state_dict(), tmp_path / "given.pth")
+    pretrained = dict(type="Pretrained", checkpoint=str(tmp_path / "given.pth"))
+    backbone = rednet.swap_conv(Backbone(pretrained), dict(type="SAConv2d"))
+    backbone.init_weights()
+    assert (backbone.stages[0].switch.weight == 3).all()
 
 
 def test_a_swapped_module_is_copied_and_pickled() -> None:
