@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
 # Evaluate on several GPUs of this machine (or several CPU processes, where it has no GPU):
 #   tools/dist_test.sh CONFIG CHECKPOINT PROCESSES [arguments of tools/test.py]
-# On several machines, run it on each with NNODES, NODE_RANK, MASTER_ADDR and PORT set.
+# On several machines, run it on each with NNODES, NODE_RANK, MASTER_ADDR and PORT set. PYTHON names
+# the interpreter, where it is not "python".
 set -euo pipefail
 
 CONFIG=${1:?usage: tools/dist_test.sh CONFIG CHECKPOINT PROCESSES [arguments of tools/test.py]}
@@ -9,7 +10,7 @@ CHECKPOINT=${2:?usage: tools/dist_test.sh CONFIG CHECKPOINT PROCESSES [arguments
 PROCESSES=${3:?usage: tools/dist_test.sh CONFIG CHECKPOINT PROCESSES [arguments of tools/test.py]}
 ROOT=$(cd "$(dirname "$0")/.." && pwd)
 
-PYTHONPATH="$ROOT${PYTHONPATH:+:$PYTHONPATH}" exec python -m torch.distributed.run \
+PYTHONPATH="$ROOT${PYTHONPATH:+:$PYTHONPATH}" exec "${PYTHON:-python}" -m torch.distributed.run \
     --nnodes="${NNODES:-1}" \
     --node_rank="${NODE_RANK:-0}" \
     --master_addr="${MASTER_ADDR:-127.0.0.1}" \

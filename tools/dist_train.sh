@@ -1,14 +1,15 @@
 #!/usr/bin/env bash
 # Train on several GPUs of this machine (or several CPU processes, where it has no GPU):
 #   tools/dist_train.sh CONFIG PROCESSES [arguments of tools/train.py]
-# On several machines, run it on each with NNODES, NODE_RANK, MASTER_ADDR and PORT set.
+# On several machines, run it on each with NNODES, NODE_RANK, MASTER_ADDR and PORT set. PYTHON names
+# the interpreter, where it is not "python".
 set -euo pipefail
 
 CONFIG=${1:?usage: tools/dist_train.sh CONFIG PROCESSES [arguments of tools/train.py]}
 PROCESSES=${2:?usage: tools/dist_train.sh CONFIG PROCESSES [arguments of tools/train.py]}
 ROOT=$(cd "$(dirname "$0")/.." && pwd)
 
-PYTHONPATH="$ROOT${PYTHONPATH:+:$PYTHONPATH}" exec python -m torch.distributed.run \
+PYTHONPATH="$ROOT${PYTHONPATH:+:$PYTHONPATH}" exec "${PYTHON:-python}" -m torch.distributed.run \
     --nnodes="${NNODES:-1}" \
     --node_rank="${NODE_RANK:-0}" \
     --master_addr="${MASTER_ADDR:-127.0.0.1}" \

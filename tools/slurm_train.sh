@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
 # Train on a Slurm cluster, one process a GPU:
 #   GPUS=64 tools/slurm_train.sh PARTITION JOB_NAME CONFIG WORK_DIR [arguments of tools/train.py]
-# GPUS, GPUS_PER_NODE, CPUS_PER_TASK and SRUN_ARGS (more arguments of srun) may be set.
+# GPUS, GPUS_PER_NODE, CPUS_PER_TASK, SRUN_ARGS (more arguments of srun) and PYTHON (the interpreter)
+# may be set.
 set -euo pipefail
 
 USAGE="usage: tools/slurm_train.sh PARTITION JOB_NAME CONFIG WORK_DIR [arguments of tools/train.py]"
@@ -24,4 +25,4 @@ PYTHONPATH="$ROOT${PYTHONPATH:+:$PYTHONPATH}" exec srun \
     --cpus-per-task="${CPUS_PER_TASK:-5}" \
     --kill-on-bad-exit=1 \
     ${SRUN_ARGS:-} \
-    python -u "$ROOT/tools/train.py" "$CONFIG" --work-dir "$WORK_DIR" --launcher slurm "${@:5}"
+    "${PYTHON:-python}" -u "$ROOT/tools/train.py" "$CONFIG" --work-dir "$WORK_DIR" --launcher slurm "${@:5}"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from mmengine.evaluator import BaseMetric
 from mmengine.registry import METRICS
@@ -14,7 +14,11 @@ from torch import Tensor
 from rednet.engine.picture_hook import PictureHook
 from rednet.registry import HOOKS
 
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
 LARGEST_WITH_NUMBERS = 30
+SHORT_NAME = 3
 
 
 @HOOKS.register_module()
@@ -61,12 +65,12 @@ class ConfusionMatrixHook(PictureHook):
             return
         from matplotlib import pyplot
 
-        classes = runner.val_dataloader.dataset.metainfo.get("classes")
+        classes = list(runner.val_dataloader.dataset.metainfo.get("classes", ()))
         numbers = len(self.matrix) <= LARGEST_WITH_NUMBERS
         figure = self.metric.plot(
             self.matrix,
             include_values=numbers,
-            classes=list(classes) if numbers and classes else None,
+            classes=classes if numbers else None,
             cmap="Blues",
             colorbar=not numbers,
             show=False,
@@ -74,6 +78,18 @@ class ConfusionMatrixHook(PictureHook):
         right, total = int(self.matrix.diagonal().sum()), int(self.matrix.sum())
         axes = figure.axes[0]
         axes.set_title(f"Validation: {right} of {total} right ({right / total:.2%})", pad=30)
-        axes.tick_params(axis="x", labelrotation=0 if max(map(len, classes or ())) < 4 else 30)
+        if all(len(name) <= SHORT_NAME for name in classes):
+            axes.tick_params(axis="x", labelrotation=0)
+        _bring_out_the_few(axes)
         figure.savefig(path, dpi=120, bbox_inches="tight")
         pyplot.close(figure)
+
+
+def _bring_out_the_few(axes: Axes) -> None:
+    """Lets a single wrong image be seen beside hundreds of right ones."""
+    from matplotlib.colors import PowerNorm
+
+    axes.images[0].set_norm(PowerNorm(0.5))
+    for text in axes.texts:
+        if text.get_text() == "0":
+            text.set_color("#c3d3e3")

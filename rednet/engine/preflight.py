@@ -65,7 +65,7 @@ def check_scope(scope: str | None) -> None:
     if scope == "mmdet" and importlib.util.find_spec("mmcv._ext") is None:
         raise MissingDependencyError(
             "mmdet needs the operators of mmcv, and the mmcv here was installed without them "
-            "(mmcv-lite): pip uninstall mmcv-lite, then run tools/setup.sh"
+            "(mmcv-lite): pip uninstall mmcv-lite, then run tools/install.py"
         )
 
 

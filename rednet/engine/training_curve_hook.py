@@ -75,6 +75,7 @@ class TrainingCurveHook(PictureHook):
         _plot_metrics(metrics, self._metric_curves(log, unit))
         rate.plot(*_every_iteration(log, "train/lr", runner.iter, unit), color=COLOURS[0])
         rate.set_xlabel("epoch" if by_epoch else "iteration")
+        rate.xaxis.get_major_locator().set_params(integer=True)
         rate.set_xlim(left=0)
         rate.set_ylim(bottom=0)
         figure.savefig(path, dpi=150)
@@ -106,7 +107,8 @@ def _plot_loss(axes: Axes, curve: Curve) -> None:
     if window > 1:
         smooth = np.convolve(loss, np.full(window, 1 / window), mode="valid")
         label = f"mean of {window} iterations"
-        axes.plot(positions[window - 1 :], smooth, color=COLOURS[0], label=label)
+        middles = positions[window // 2 : window // 2 + len(smooth)]
+        axes.plot(middles, smooth, color=COLOURS[0], label=label)
     axes.set_ylim(bottom=0)
     axes.legend(frameon=False)
 

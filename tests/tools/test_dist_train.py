@@ -1,0 +1,59 @@
+from __future__ import annotations
+
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+ROOT = Path(__file__).resolve().parents[2]
+CONFIG = str(ROOT / "configs/demo/rednet26_digits.py")
+SHORT = [
+    "--cfg-options",
+    "train_cfg.max_epochs=1",
+    "train_dataloader.dataset.indices=32",
+    "train_dataloader.batch_size=8",
+    "val_dataloader.dataset.indices=15",
+    "custom_hooks.0.interval=1",
+]
+
+
+def call(script: str, *arguments: str) -> subprocess.CompletedProcess:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    environment = {
+        **os.environ,
+        "PYTHON": sys.executable,
+        "PORT": str(port),
+        "OMP_NUM_THREADS": "1",
+    }
+    command = [str(ROOT / "tools" / script), *arguments]
+    return subprocess.run(command, env=environment, capture_output=True, text=True)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="processes share the GPUs there are")
+def test_two_processes_train_and_evaluate_on_the_cpu(tmp_path: Path) -> None:
+    pytest.importorskip("mmpretrain")
+    work_dir = ["--work-dir", str(tmp_path)]
+    done = call("dist_train.sh", CONFIG, "2", *work_dir, *SHORT)
+    assert done.returncode == 0, done.stderr
+    # 32 images in batches of 8 on 2 processes
+    assert "Epoch(train) [1][2/2]" in done.stdout
+    assert done.stdout.count("Epoch(val) [1][1/1]") == 1
+    assert (tmp_path / "confusion_matrix.png").is_file()
+
+    checkpoint, metrics = str(tmp_path / "epoch_1.pth"), str(tmp_path / "metrics.json")
+    done = call("dist_test.sh", CONFIG, checkpoint, "2", *work_dir, "--out", metrics, *SHORT)
+    assert done.returncode == 0, done.stderr
+    assert "accuracy/top1" in Path(metrics).read_text()
+
+
+@pytest.mark.parametrize("script", ["dist_train.sh", "dist_test.sh", "slurm_train.sh"])
+def test_a_call_without_arguments_says_how_to_call(script: str) -> None:
+    done = call(script)
+    assert done.returncode != 0
+    assert f"usage: tools/{script}" in done.stderr
