@@ -1,0 +1,68 @@
+"""Compiles the CUDA kernels for the CPU and launches them there, in place of CuPy."""
+
+from __future__ import annotations
+
+import ctypes
+import shutil
+import subprocess
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from rednet.ops.cuda.compiler import SOURCES, Arguments, Kernel, read_source
+from rednet.ops.cuda.plan import Launch
+from rednet.ops.cuda.problem import PROBLEM, Specialisation
+
+FOLDER = Path(__file__).parent
+COMPILER = shutil.which("g++") or shutil.which("clang++")
+_FLAGS = ("-std=c++17", "-O1", "-Wall", "-Wextra", "-Wno-unknown-pragmas", "-Wno-unused", "-Werror")
+
+
+class HostCompiler:
+    """Makes kernels that run on the CPU.
+
+    Attributes:
+        compiled: Every specialisation that was compiled, in order.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self.compiled: list[Specialisation] = []
+
+    def __call__(self, specialisation: Specialisation, device: torch.device) -> Kernel:
+        target = self._folder / f"{len(self.compiled)}.so"
+        library = build(specialisation, target, "-shared", "-fPIC")
+        self.compiled.append(specialisation)
+        entry = ctypes.CDLL(str(library)).launch
+        entry.restype = ctypes.c_char_p
+
+        def launch_kernel(launch: Launch, arguments: Arguments, device: torch.device) -> None:
+            grid = (launch.blocks, launch.threads, ctypes.c_size_t(launch.shared_bytes))
+            error = entry(_pointers(arguments), *grid, int(torch.randint(2**31, ())))
+            assert error is None, error.decode()
+
+        return launch_kernel
+
+
+def build(specialisation: Specialisation, target: Path, *flags: str) -> Path:
+    """Compiles one specialisation, with ``launch.cpp`` behind it."""
+    macros = (f"#define {name} {value}\n" for name, value in specialisation.macros().items())
+    text = [
+        *macros,
+        (FOLDER / "emulated_device.h").read_text(),
+        *map(read_source, SOURCES),
+        (FOLDER / "launch.cpp").read_text(),
+    ]
+    source = target.with_suffix(".cpp")
+    source.write_text("".join(text))
+    subprocess.run([COMPILER, *_FLAGS, *flags, "-o", target, source], check=True)
+    return target
+
+
+def _pointers(arguments: Arguments) -> ctypes.Array:
+    """Pointers to the values, scalars or arrays of one, as CuPy hands them to cuLaunchKernel."""
+    values = [np.asarray(argument) for argument in arguments]
+    assert [value.dtype for value in values] == [np.uint64, np.uint64, np.uint64, PROBLEM]
+    assert all(value.size == 1 for value in values)
+    return (ctypes.c_void_p * len(values))(*(value.ctypes.data for value in values))
