@@ -186,6 +186,13 @@ def test_wheel_carries_the_cpu_kernels_and_their_sources(wheel: zipfile.ZipFile)
         assert f"rednet/ops/cpu/src/{source.name}" in carried
 
 
+def test_wheel_carries_the_cuda_sources(wheel: zipfile.ZipFile) -> None:
+    sources = (ROOT / "rednet" / "ops" / "cuda").glob("*.cu*")
+    names = {f"rednet/ops/cuda/{source.name}" for source in sources}
+    assert "rednet/ops/cuda/involution.cu" in names
+    assert names <= set(wheel.namelist())
+
+
 def test_wheel_refuses_no_fork_of_the_stack(metadata: Message) -> None:
     """OpenMMLab's packages are asked for by extras alone, so that forks can stand in."""
     required = [text for text in metadata.get_all("Requires-Dist", []) if "extra ==" not in text]
