@@ -1,10 +1,11 @@
 """Pure tensor functions: the involution operator and its backends."""
 
-from rednet.ops import cpu, reference, shifted
+from rednet.ops import cpu, cuda, reference, shifted
 from rednet.ops.backends import backend, explain_backends, register_backend
 from rednet.ops.involution import involution2d
 
 register_backend(cpu.BACKEND)
+register_backend(cuda.BACKEND)
 register_backend(shifted.BACKEND)
 register_backend(reference.BACKEND)
 
