@@ -96,7 +96,7 @@ class CondConv2d(MixtureConvLayer):
         logits = self.routing_fn(global_average(input).flatten(1))
         mixture = torch.sigmoid(logits / self.temperature)
         bias = None if self.bias is None else mixture @ self.bias
-        return self.convolve_mixed(input, mixture, bias=bias)
+        return self.convolve_mixed(input, mixture, bias)
 
     @torch.no_grad()
     def adapt_plain_state(self, state: dict[str, Tensor]) -> dict[str, Tensor]:

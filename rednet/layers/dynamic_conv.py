@@ -100,7 +100,7 @@ class DynamicConv2d(MixtureConvLayer):
         self.check_input(input)
         mixture = F.softmax(self.attention(input) / self.temperature, dim=1)
         bias = None if self.bias is None else mixture @ self.bias
-        return self.convolve_mixed(input, mixture, bias=bias)
+        return self.convolve_mixed(input, mixture, bias)
 
     def adapt_plain_state(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
         """Every kernel is the convolution's: their average is too, whatever the attention says."""

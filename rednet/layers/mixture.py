@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from rednet.errors import ArgumentError
 from rednet.layers.base import ConvLayer
 from rednet.ops.geometry import IntOrPair
-from rednet.ops.mixed_conv import mixed_conv2d
+from rednet.ops.mixed_conv import Factors, Window, mixed_conv2d
 
 
 class MixtureConvLayer(ConvLayer):
@@ -70,22 +70,13 @@ class MixtureConvLayer(ConvLayer):
         self,
         input: Tensor,
         mixture: Tensor,
-        taps: Tensor | None = None,
         bias: Tensor | None = None,
+        factors: Factors = Factors(),  # noqa: B008  (immutable)
     ) -> Tensor:
         """Convolves each image with its mixture of the experts, (N, K), padding mode included."""
         padded, padding = self.pad(input)
-        return mixed_conv2d(
-            padded,
-            self.weight,
-            mixture,
-            taps,
-            bias,
-            self.stride,
-            padding,
-            self.dilation,
-            self.groups,
-        )
+        window = Window(self.stride, padding, self.dilation, self.groups)
+        return mixed_conv2d(padded, self.weight, mixture, bias, factors, window)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> MixtureConvLayer:
         """Lets ``to(memory_format=torch.channels_last)`` pass.

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
 import torch
 import torch.nn.functional as F
 from mmengine.model import constant_init, kaiming_init
@@ -12,6 +10,7 @@ from torch import Tensor, nn
 from rednet.layers.base import positive_int
 from rednet.layers.mixture import MixtureConvLayer, global_average, positive_number
 from rednet.ops.geometry import IntOrPair
+from rednet.ops.mixed_conv import Factors
 from rednet.registry import CONV_LAYERS
 
 
@@ -119,21 +118,24 @@ class ODConv2d(MixtureConvLayer):
     def forward(self, input: Tensor) -> Tensor:
         """Maps (N, in_channels, H, W) to (N, out_channels, Ho, Wo)."""
         self.check_input(input)
-        attention = self.attention(input, self.temperature)
-        output = self._convolve(input * attention.channels, attention)
-        if attention.filters is not None:
-            output = output * attention.filters
+        factors, mixture = self.attention(input, self.temperature)
+        if factors.taps is None and mixture is None:
+            return self._convolve_alike(input, factors)
+        if mixture is None:
+            mixture = input.new_ones(input.shape[0], 1)
+        bias = None if self.bias is None else self.bias.expand(input.shape[0], -1)
+        return self.convolve_mixed(input, mixture, bias, factors)
+
+    def _convolve_alike(self, input: Tensor, factors: Factors) -> Tensor:
+        """One kernel for all images: its factors are the images'."""
+        if factors.channels is not None:
+            input = input * factors.channels[:, :, None, None]
+        output = self.convolve(input, self.weight[0])
+        if factors.filters is not None:
+            output = output * factors.filters[:, :, None, None]
         if self.bias is not None:
             output = output + self.bias.to(output.dtype)[:, None, None]
         return output
-
-    def _convolve(self, input: Tensor, attention: _Factors) -> Tensor:
-        if attention.taps is None and attention.kernels is None:
-            return self.convolve(input, self.weight[0])  # one kernel for all images
-        mixture = attention.kernels
-        if mixture is None:
-            mixture = input.new_ones(input.shape[0], 1)
-        return self.convolve_mixed(input, mixture, attention.taps)
 
     def adapt_plain_state(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
         """Every sigmoid is 1/2, and every kernel is the convolution's times 2 for each of them."""
@@ -158,22 +160,6 @@ class ODConv2d(MixtureConvLayer):
         """``nn.Conv2d``'s description and the layer's own arguments."""
         own = ("kernel_num", "reduction", "min_channels")
         return ", ".join([super().extra_repr(), *(f"{each}={getattr(self, each)}" for each in own)])
-
-
-class _Factors(NamedTuple):
-    """What the attention multiplies with; None where it has no head.
-
-    Attributes:
-        channels: (N, in_channels, 1, 1).
-        filters: (N, out_channels, 1, 1).
-        taps: (N, Kh * Kw).
-        kernels: (N, kernel_num).
-    """
-
-    channels: Tensor
-    filters: Tensor | None
-    taps: Tensor | None
-    kernels: Tensor | None
 
 
 class _Attention(nn.Module):
@@ -202,20 +188,20 @@ class _Attention(nn.Module):
         heads = {name: getattr(self, name) for name in ("channel_fc", "filter_fc", "spatial_fc")}
         return {name: head for name, head in heads.items() if head is not None}
 
-    def forward(self, input: Tensor, temperature: Tensor) -> _Factors:
-        """Computes the factors for images (N, channels, H, W)."""
+    def forward(self, input: Tensor, temperature: Tensor) -> tuple[Factors, Tensor | None]:
+        """Computes the factors, and the kernels' shares (N, kernels), for (N, channels, H, W)."""
         hidden = F.relu(self._normalise(self.fc(global_average(input))))
 
         def logits(head: nn.Conv2d) -> Tensor:
-            return head(hidden) / temperature
+            return head(hidden).flatten(1) / temperature
 
         filters, taps, kernels = self.filter_fc, self.spatial_fc, self.kernel_fc
-        return _Factors(
+        factors = Factors(
             channels=logits(self.channel_fc).sigmoid(),
             filters=None if filters is None else logits(filters).sigmoid(),
-            taps=None if taps is None else logits(taps).flatten(1).sigmoid(),
-            kernels=None if kernels is None else logits(kernels).flatten(1).softmax(1),
+            taps=None if taps is None else logits(taps).sigmoid(),
         )
+        return factors, None if kernels is None else logits(kernels).softmax(1)
 
     def _normalise(self, hidden: Tensor) -> Tensor:
         bn = self.bn

@@ -2,19 +2,18 @@
 
 There is one definition and several forms of it; ``mixed_conv2d`` chooses:
 
-- ``_pointwise``: a 1 x 1 kernel without groups is a batched matrix product, the fastest form at
-  every batch size.
+- ``_pointwise``: a 1 x 1 kernel without groups is a batched matrix product.
 - ``_grouped``: the samples are laid side by side as the groups of one convolution, the published
-  form. It convolves as fast as a static convolution as long as the mixed kernels stay small.
-- ``_InChunks``: N mixed kernels take N times a kernel's memory, and again for their gradients.
-  Beyond ``_CHUNK_BYTES`` moving them costs more than convolving, so a few samples at a time are
-  mixed, convolved and forgotten; the backward pass mixes them again. Training memory does not grow
-  with the mixed kernels.
+  form.
+- ``_InChunks``: either form for a few samples at a time, whose kernels are mixed, used and
+  forgotten; the backward pass mixes them again. Large batches take it on a CPU, because moving
+  N kernels, or N images for the grouped form, through memory costs more than convolving: it is
+  up to three times as fast, and training memory does not grow with the kernels.
 - ``_patches``: unfolded patches times kernels, the form to export: nothing in its graph depends on
   the batch size.
 
 The forms differ in the order of summation alone: an image's output in one batch and in another
-agree to rounding.
+agree to rounding. docs/variants.md has the measurements.
 """
 
 from __future__ import annotations
@@ -28,33 +27,47 @@ from torch import Tensor
 
 from rednet.ops.autocast import autocast_dtype
 from rednet.ops.dtypes import accumulation_dtype
-from rednet.ops.geometry import Geometry, IntOrPair, Pair, pair
+from rednet.ops.geometry import Geometry, Pair
 from rednet.ops.tracing import is_compiling, is_exporting
 
-# Just under the 32 MiB from which glibc takes every tensor from the system, page by page, and gives
-# it back at once: measured on a CPU, mixed kernels beyond it cost more than their convolution.
-_CHUNK_BYTES = 31 * 2**20
+# glibc serves tensors of 32 MiB and more with fresh pages each time, whose first touch is slow.
+_WHOLE_BYTES = 31 * 2**20
+# Beyond that, chunks whose tensors stay in the cache, with room for the convolution's own copies.
+_CHUNK_BYTES = 8 * 2**20
 
 
-class _Window(NamedTuple):
-    stride: Pair
-    padding: Pair
-    dilation: Pair
-    groups: int
+class Window(NamedTuple):
+    """How the kernels slide: as ``nn.Conv2d``'s attributes of these names."""
+
+    stride: Pair = (1, 1)
+    padding: Pair = (0, 0)
+    dilation: Pair = (1, 1)
+    groups: int = 1
+
+
+class Factors(NamedTuple):
+    """What a sample's kernel is multiplied with along its dimensions.
+
+    Attributes:
+        channels: Shape (N, C), a factor for each input channel.
+        filters: Shape (N, O), a factor for each output channel.
+        taps: Shape (N, Kh * Kw), a factor for each kernel position, row by row.
+    """
+
+    channels: Tensor | None = None
+    filters: Tensor | None = None
+    taps: Tensor | None = None
 
 
 def mixed_conv2d(
     input: Tensor,
     experts: Tensor,
     mixture: Tensor,
-    taps: Tensor | None = None,
     bias: Tensor | None = None,
-    stride: IntOrPair = 1,
-    padding: IntOrPair = 0,
-    dilation: IntOrPair = 1,
-    groups: int = 1,
+    factors: Factors = Factors(),  # noqa: B008  (immutable)
+    window: Window = Window(),  # noqa: B008
 ) -> Tensor:
-    r"""Convolves sample n with ``taps[n] * sum over k of mixture[n, k] * experts[k]``.
+    r"""Convolves sample n with ``factors[n] * sum over k of mixture[n, k] * experts[k]``.
 
     Differentiable twice. Under autocast all tensors are cast as a convolution's would be.
 
@@ -62,35 +75,51 @@ def mixed_conv2d(
         input: Shape (N, C, H, W).
         experts: Shape (K, O, C / groups, Kh, Kw).
         mixture: Shape (N, K), the share of each expert in each sample's kernel.
-        taps: Shape (N, Kh * Kw), a factor for each kernel position, row by row.
         bias: Shape (N, O), added to the output.
-        stride: Step between output pixels, in input pixels.
-        padding: Zeros added on both ends of each side, in input pixels.
-        dilation: Distance between kernel elements, in input pixels.
-        groups: Blocks that the channels are split into.
+        factors: Factors along the kernels' dimensions.
+        window: Stride, padding with zeros, dilation and groups.
 
     Returns:
         Shape (N, O, Ho, Wo), of the input's memory format.
 
     Raises:
-        ValueError: If shapes or window numbers do not fit each other.
+        ValueError: If shapes do not fit each other.
     """
-    window = _Window(
-        stride=pair("stride", stride, minimum=1),
-        padding=pair("padding", padding, minimum=0),
-        dilation=pair("dilation", dilation, minimum=1),
-        groups=groups,
-    )
-    _check_shapes(input, experts, mixture, taps, bias, groups)
-    input, experts, mixture, taps, bias = _autocast(input, experts, mixture, taps, bias)
+    _check_shapes(input, experts, mixture, bias, factors, window.groups)
+    input, experts, mixture, bias, *rest = _autocast(input, experts, mixture, bias, *factors)
+    factors = Factors(*rest)
+    if _fold_into_kernels(input, experts):
+        scale = _kernel_scale(factors, experts, window.groups)
+        return _convolve_mixed(input, experts, mixture, scale, bias, window)
+    channels, filters, taps = factors
+    if channels is not None:
+        input = input * channels[:, :, None, None]
+    scale = _kernel_scale(Factors(taps=taps), experts, window.groups)
+    if filters is None:
+        return _convolve_mixed(input, experts, mixture, scale, bias, window)
+    output = _convolve_mixed(input, experts, mixture, scale, None, window)
+    output = output * filters[:, :, None, None]
+    return output if bias is None else output + bias[:, :, None, None]
+
+
+def _convolve_mixed(
+    input: Tensor,
+    experts: Tensor,
+    mixture: Tensor,
+    scale: Tensor | None,
+    bias: Tensor | None,
+    window: Window,
+) -> Tensor:
+    """Chooses the form; ``scale`` broadcasts to (N, O, C / groups, Kh, Kw)."""
     if input.shape[0] == 0 or is_exporting():
-        return _patches(input, _mix(experts, mixture, taps), bias, window)
-    if tuple(experts.shape[3:]) == (1, 1) and window.padding == (0, 0):
+        return _patches(input, experts, _mix(experts, mixture, scale), bias, window)
+    if experts.shape[3:] == (1, 1) and window.padding == (0, 0) and window.stride != (1, 1):
         input = input[:, :, :: window.stride[0], :: window.stride[1]]
         window = window._replace(stride=(1, 1))
-    if is_compiling() or input.shape[0] <= _chunk_size(input, experts):
-        return _convolve(input, _mix(experts, mixture, taps), bias, window)
-    output = _InChunks.apply(input, experts, mixture, taps, window, _chunk_size(input, experts))
+    if is_compiling() or _fits(input, experts, window):
+        return _convolve(input, _mix(experts, mixture, scale), bias, window)
+    chunk = max(1, _CHUNK_BYTES // _largest_bytes(input, experts, window))
+    output = _InChunks.apply(input, experts, mixture, scale, window, chunk)
     return output if bias is None else output + bias[:, :, None, None]
 
 
@@ -98,101 +127,150 @@ def _check_shapes(
     input: Tensor,
     experts: Tensor,
     mixture: Tensor,
-    taps: Tensor | None,
     bias: Tensor | None,
+    factors: Factors,
     groups: int,
 ) -> None:
     if input.dim() != 4:
         raise ValueError(f"input must have shape (N, C, H, W), got {tuple(input.shape)}")
-    if experts.dim() != 5 or experts.shape[2] * groups != input.shape[1]:
+    batch, channels = input.shape[:2]
+    if experts.dim() != 5 or experts.shape[2] * groups != channels:
         raise ValueError(
-            f"experts must have shape (K, O, C / groups, Kh, Kw) with C={input.shape[1]} and "
+            f"experts must have shape (K, O, C / groups, Kh, Kw) with C={channels} and "
             f"groups={groups}, got {tuple(experts.shape)}"
         )
-    if experts.shape[1] % groups:
-        raise ValueError(f"groups must divide the {experts.shape[1]} output channels, got {groups}")
-    batch, taken = input.shape[0], experts.shape[3] * experts.shape[4]
-    for name, tensor, columns in (
-        ("mixture", mixture, experts.shape[0]),
-        ("taps", taps, taken),
-        ("bias", bias, experts.shape[1]),
-    ):
-        if tensor is not None and tuple(tensor.shape) != (batch, columns):
-            raise ValueError(
-                f"{name} must have shape {(batch, columns)}, got {tuple(tensor.shape)}"
-            )
+    count, filters, _, height, width = experts.shape
+    if filters % groups:
+        raise ValueError(f"groups must divide the {filters} output channels, got {groups}")
+    _check_rows("mixture", mixture, batch, count)
+    _check_rows("bias", bias, batch, filters)
+    _check_rows("channels", factors.channels, batch, channels)
+    _check_rows("filters", factors.filters, batch, filters)
+    _check_rows("taps", factors.taps, batch, height * width)
 
 
-def _autocast(input: Tensor, *others: Tensor | None) -> list[Any]:
+def _check_rows(name: str, tensor: Tensor | None, rows: int, columns: int) -> None:
+    if tensor is not None and tensor.shape != (rows, columns):
+        raise ValueError(f"{name} must have shape {(rows, columns)}, got {tuple(tensor.shape)}")
+
+
+def _autocast(input: Tensor, *others: Tensor | None) -> tuple[Any, ...]:
     dtype = autocast_dtype(input.device.type)
     if dtype is None or input.dtype == torch.float64:
-        return [input, *others]
-    return [None if tensor is None else tensor.to(dtype) for tensor in (input, *others)]
+        return (input, *others)
+    return tuple(None if tensor is None else tensor.to(dtype) for tensor in (input, *others))
 
 
-def _chunk_size(input: Tensor, experts: Tensor) -> int:
-    """How many samples to convolve at a time."""
-    if input.device.type != "cpu":  # measured on CPUs alone
-        return input.shape[0]
-    return max(1, _CHUNK_BYTES // (experts[0].numel() * experts.element_size()))
+def _fold_into_kernels(input: Tensor, experts: Tensor) -> bool:
+    """Whether to multiply the kernels with the factors of the channels, or else the images.
+
+    The smaller of the two is the cheaper, on a CPU; others have not been measured.
+    """
+    _, filters, depth, height, width = experts.shape
+    pixels = input.shape[1] * input.shape[2] * input.shape[3]
+    return input.device.type == "cpu" and filters * depth * height * width <= pixels
+
+
+def _fits(input: Tensor, experts: Tensor, window: Window) -> bool:
+    """Whether to convolve all samples at once. Other devices than CPUs have not been measured."""
+    if input.device.type != "cpu":
+        return True
+    return input.shape[0] * _largest_bytes(input, experts, window) <= _WHOLE_BYTES
+
+
+def _largest_bytes(input: Tensor, experts: Tensor, window: Window) -> int:
+    """The size of the largest tensor that the convolution of one sample copies."""
+    _, channels_out, depth, height, width = experts.shape
+    numbers = channels_out * depth * height * width
+    if not _is_pointwise((height, width), window):
+        image_height, image_width = input.shape[2:]
+        geometry = Geometry((height, width), window.stride, window.padding, window.dilation)
+        output_height, output_width = geometry.output_size(image_height, image_width)
+        numbers = max(
+            numbers,
+            input.shape[1] * image_height * image_width,
+            channels_out * output_height * output_width,
+        )
+    return numbers * input.element_size()
 
 
 # ---- the kernels
 
 
-def _mix(experts: Tensor, mixture: Tensor, taps: Tensor | None) -> Tensor:
+def _kernel_scale(factors: Factors, experts: Tensor, groups: int) -> Tensor | None:
+    """The product of the factors, which broadcasts to (N, O, C / groups, Kh, Kw)."""
+    _, filters, depth, height, width = experts.shape
+    shapes = (
+        (groups, 1, depth, 1, 1),
+        (groups, filters // groups, 1, 1, 1),
+        (1, 1, 1, height, width),
+    )
+    scale = None
+    for factor, shape in zip(factors, shapes, strict=True):
+        if factor is not None:
+            shaped = factor.view(factor.shape[0], *shape)
+            scale = shaped if scale is None else scale * shaped
+    if scale is None:
+        return None
+    if factors.channels is None and factors.filters is None:
+        return scale[:, 0]
+    return scale.expand(-1, -1, filters // groups, -1, -1, -1).flatten(1, 2)
+
+
+def _mix(experts: Tensor, mixture: Tensor, scale: Tensor | None) -> Tensor:
     """The kernels of all samples, (N, O, C / groups, Kh, Kw)."""
-    return _scale(_mix_experts(experts, mixture), taps)
+    return _scaled(_mix_experts(experts, mixture), scale)
 
 
 def _mix_experts(experts: Tensor, mixture: Tensor) -> Tensor:
-    return (mixture @ experts.flatten(1)).unflatten(1, experts.shape[1:])
+    return (mixture @ experts.flatten(1)).view(mixture.shape[0], *experts.shape[1:])
 
 
-def _scale(kernels: Tensor, taps: Tensor | None) -> Tensor:
-    if taps is None:
-        return kernels
-    return kernels * taps.unflatten(1, kernels.shape[3:])[:, None, None]
+def _scaled(kernels: Tensor, scale: Tensor | None) -> Tensor:
+    return kernels if scale is None else kernels * scale
 
 
 # ---- the convolution
 
 
-def _convolve(input: Tensor, kernels: Tensor, bias: Tensor | None, window: _Window) -> Tensor:
-    if _is_pointwise(kernels, window):
+def _convolve(input: Tensor, kernels: Tensor, bias: Tensor | None, window: Window) -> Tensor:
+    if _is_pointwise(kernels.shape[3:], window):
         return _pointwise(input, kernels, bias)
-    return _like(_grouped(input, kernels, bias, window), input)
-
-
-def _is_pointwise(kernels: Tensor, window: _Window) -> bool:
-    return tuple(kernels.shape[3:]) == (1, 1) and window == ((1, 1), (0, 0), window.dilation, 1)
-
-
-def _channels_last(image: Tensor) -> bool:
-    return image.stride(1) == 1 and not image.is_contiguous()
-
-
-def _like(output: Tensor, input: Tensor) -> Tensor:
-    """The output in the input's memory format."""
-    if _channels_last(input):
+    output = _grouped(input, kernels, bias, window)
+    if _is_channels_last(input):
         return output.contiguous(memory_format=torch.channels_last)
     return output
 
 
+def _is_pointwise(kernel_size: tuple[int, ...], window: Window) -> bool:
+    return (
+        kernel_size == (1, 1)
+        and window.stride == (1, 1)
+        and window.padding == (0, 0)
+        and window.groups == 1
+    )
+
+
+def _is_channels_last(image: Tensor) -> bool:
+    return image.stride(1) == 1 and not image.is_contiguous()
+
+
 def _pointwise(input: Tensor, kernels: Tensor, bias: Tensor | None) -> Tensor:
+    batch, _, height, width = input.shape
     pixels, matrices = input.flatten(2), kernels.flatten(2)
-    if _channels_last(input):
+    if _is_channels_last(input):
         output = _product(pixels.mT, matrices.mT, None if bias is None else bias[:, None])
-        return output.unflatten(1, input.shape[2:]).permute(0, 3, 1, 2)
+        return output.view(batch, height, width, kernels.shape[1]).permute(0, 3, 1, 2)
     output = _product(matrices, pixels, None if bias is None else bias[:, :, None])
-    return output.unflatten(2, input.shape[2:])
+    return output.view(batch, kernels.shape[1], height, width)
 
 
 def _product(left: Tensor, right: Tensor, bias: Tensor | None) -> Tensor:
     return torch.bmm(left, right) if bias is None else torch.baddbmm(bias, left, right)
 
 
-def _grouped(input: Tensor, kernels: Tensor, bias: Tensor | None, window: _Window) -> Tensor:
+def _grouped(input: Tensor, kernels: Tensor, bias: Tensor | None, window: Window) -> Tensor:
+    batch, channels_out = kernels.shape[:2]
     output = F.conv2d(
         _side_by_side(input),
         kernels.flatten(0, 1),
@@ -200,18 +278,22 @@ def _grouped(input: Tensor, kernels: Tensor, bias: Tensor | None, window: _Windo
         window.stride,
         window.padding,
         window.dilation,
-        window.groups * input.shape[0],
+        window.groups * batch,
     )
-    return output.unflatten(1, kernels.shape[:2])[0]
+    return output.reshape(batch, channels_out, *output.shape[2:])
 
 
 def _side_by_side(images: Tensor) -> Tensor:
-    return images.reshape(1, images.shape[0] * images.shape[1], *images.shape[2:])
+    batch, channels, height, width = images.shape
+    return images.reshape(1, batch * channels, height, width)
 
 
-def _patches(input: Tensor, kernels: Tensor, bias: Tensor | None, window: _Window) -> Tensor:
+def _patches(
+    input: Tensor, experts: Tensor, kernels: Tensor, bias: Tensor | None, window: Window
+) -> Tensor:
     stride, padding, dilation, groups = window
-    channels, depth, height, width = kernels.shape[1:]
+    # The experts' shape is constant in an exported graph; the kernels' has the batch in it.
+    channels, depth, height, width = experts.shape[1:]
     columns = F.unfold(input, (height, width), dilation, padding, stride)
     columns = columns.unflatten(1, (groups, depth * height * width))
     matrices = kernels.flatten(2).unflatten(1, (groups, channels // groups))
@@ -233,14 +315,14 @@ class _InChunks(torch.autograd.Function):
         input: Tensor,
         experts: Tensor,
         mixture: Tensor,
-        taps: Tensor | None,
-        window: _Window,
+        scale: Tensor | None,
+        window: Window,
         chunk: int,
     ) -> Tensor:
         return torch.cat(
             [
-                _convolve(images, _mix(experts, shares, factors), None, window)
-                for images, shares, factors in _split(chunk, input, mixture, taps)
+                _convolve(images, _mix(experts, shares, factor), None, window)
+                for images, shares, factor in _split(chunk, input, mixture, scale)
             ]
         )
 
@@ -262,14 +344,14 @@ def _split(size: int, *tensors: Tensor | None) -> Iterator[tuple[Any, ...]]:
 
 
 def _differentiable_gradients(
-    ctx: Any, grad: Tensor, input: Tensor, experts: Tensor, mixture: Tensor, taps: Tensor | None
+    ctx: Any, grad: Tensor, input: Tensor, experts: Tensor, mixture: Tensor, scale: Tensor | None
 ) -> list[Tensor | None]:
     """The gradients that a second derivative is asked of: autograd records them."""
-    output = _convolve(input, _mix(experts, mixture, taps), None, ctx.window)
+    output = _convolve(input, _mix(experts, mixture, scale), None, ctx.window)
     is_needed = ctx.needs_input_grad[:4]
     needed = [
         tensor
-        for tensor, needs in zip((input, experts, mixture, taps), is_needed, strict=True)
+        for tensor, needs in zip((input, experts, mixture, scale), is_needed, strict=True)
         if tensor is not None and needs
     ]
     found = iter(torch.autograd.grad(output, needed, grad, create_graph=True))
@@ -277,33 +359,33 @@ def _differentiable_gradients(
 
 
 def _gradients(
-    ctx: Any, grad: Tensor, input: Tensor, experts: Tensor, mixture: Tensor, taps: Tensor | None
+    ctx: Any, grad: Tensor, input: Tensor, experts: Tensor, mixture: Tensor, scale: Tensor | None
 ) -> tuple[Tensor | None, ...]:
     grad_experts = torch.zeros_like(experts.flatten(1), dtype=accumulation_dtype(experts.dtype))
     grads_of_samples = []
-    for grads, images, shares, factors in _split(ctx.chunk, grad, input, mixture, taps):
+    for grads, images, shares, factor in _split(ctx.chunk, grad, input, mixture, scale):
         mixed = _mix_experts(experts, shares)
         grad_images, grad_kernels = _convolution_gradients(
-            grads, images, _scale(mixed, factors), ctx
+            grads, images, _scaled(mixed, factor), ctx
         )
-        grad_factors = None
-        if factors is not None:
-            grad_factors = (grad_kernels * mixed).sum((1, 2)).flatten(1)
-        grad_mixed = _scale(grad_kernels, factors).flatten(1)
+        grad_factor = None
+        if factor is not None:
+            grad_factor = (grad_kernels * mixed).sum_to_size(factor.shape)
+        grad_mixed = _scaled(grad_kernels, factor).flatten(1)
         grad_experts.addmm_(shares.t().to(grad_experts.dtype), grad_mixed.to(grad_experts.dtype))
-        grads_of_samples.append((grad_images, grad_mixed @ experts.flatten(1).t(), grad_factors))
-    grad_input, grad_mixture, grad_taps = (
+        grads_of_samples.append((grad_images, grad_mixed @ experts.flatten(1).t(), grad_factor))
+    grad_input, grad_mixture, grad_scale = (
         None if parts[0] is None else torch.cat(parts)
         for parts in zip(*grads_of_samples, strict=True)
     )
-    return grad_input, grad_experts.view_as(experts).to(experts.dtype), grad_mixture, grad_taps
+    return grad_input, grad_experts.view_as(experts).to(experts.dtype), grad_mixture, grad_scale
 
 
 def _convolution_gradients(
     grad: Tensor, input: Tensor, kernels: Tensor, ctx: Any
 ) -> tuple[Tensor | None, Tensor]:
     """The gradients of the input, where it is needed, and of the kernels."""
-    if _is_pointwise(kernels, ctx.window):
+    if _is_pointwise(kernels.shape[3:], ctx.window):
         pixels, grads, matrices = input.flatten(2), grad.flatten(2), kernels.flatten(2)
         grad_kernels = torch.bmm(grads, pixels.transpose(1, 2)).view_as(kernels)
         grad_input = None

@@ -10,7 +10,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from rednet.ops import mixed_conv
-from rednet.ops.mixed_conv import mixed_conv2d
+from rednet.ops.geometry import pair
+from rednet.ops.mixed_conv import Factors, Window, mixed_conv2d
 from tests.tolerances import assert_close
 
 GEOMETRIES = [
@@ -28,33 +29,61 @@ def chunks(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> I
     """Runs a test with each number of samples that are convolved at a time."""
     if request.param != "at once":
         size = 1 if request.param == "one by one" else 2
-        monkeypatch.setattr(mixed_conv, "_chunk_size", lambda *_: size)
+        monkeypatch.setattr(mixed_conv, "_WHOLE_BYTES", 0)
+        monkeypatch.setattr(mixed_conv, "_CHUNK_BYTES", size)
+        monkeypatch.setattr(mixed_conv, "_largest_bytes", lambda *_: 1)
     yield request.param
+
+
+@pytest.fixture(params=["kernels", "images"])
+def folded(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Runs a test with the channels' factors on the kernels and on the images."""
+    monkeypatch.setattr(mixed_conv, "_fold_into_kernels", lambda *_: request.param == "kernels")
+    return request.param
 
 
 def _case(
     geometry: dict[str, Any], batch: int = 3, dtype: torch.dtype = torch.float64
-) -> tuple[dict[str, Tensor], dict[str, Any]]:
+) -> tuple[dict[str, Tensor], Window]:
     """Random tensors and the window."""
     size, groups = geometry["size"], geometry["groups"]
     tensors = dict(
         input=torch.randn(batch, 4, 7, 8),
         experts=torch.randn(3, 8, 4 // groups, *size),
         mixture=torch.randn(batch, 3),
-        taps=torch.randn(batch, size[0] * size[1]),
         bias=torch.randn(batch, 8),
+        channels=torch.randn(batch, 4),
+        filters=torch.randn(batch, 8),
+        taps=torch.randn(batch, size[0] * size[1]),
     )
-    window = {key: value for key, value in geometry.items() if key != "size"}
-    return {name: tensor.to(dtype) for name, tensor in tensors.items()}, window
+    pairs = (pair(name, geometry[name], minimum=0) for name in ("stride", "padding", "dilation"))
+    tensors = {name: tensor.to(dtype) for name, tensor in tensors.items()}
+    return tensors, Window(*pairs, groups)
+
+
+def _mixed(
+    input: Tensor,
+    experts: Tensor,
+    mixture: Tensor,
+    bias: Tensor | None = None,
+    channels: Tensor | None = None,
+    filters: Tensor | None = None,
+    taps: Tensor | None = None,
+    window: Window = Window(),  # noqa: B008
+) -> Tensor:
+    factors = Factors(channels, filters, taps)
+    return mixed_conv2d(input, experts, mixture, bias, factors, window)
 
 
 def _reference(
     input: Tensor,
     experts: Tensor,
     mixture: Tensor,
-    taps: Tensor | None = None,
     bias: Tensor | None = None,
-    **window: Any,
+    channels: Tensor | None = None,
+    filters: Tensor | None = None,
+    taps: Tensor | None = None,
+    window: Window = Window(),  # noqa: B008
 ) -> Tensor:
     """One sample after the other, one expert after the other."""
     outputs = []
@@ -62,31 +91,36 @@ def _reference(
         kernel = sum(share * expert for share, expert in zip(mixture[n], experts, strict=True))
         if taps is not None:
             kernel = kernel * taps[n].view(experts.shape[3:])
-        outputs.append(F.conv2d(image[None], kernel, None if bias is None else bias[n], **window))
+        if channels is not None:
+            image = image * channels[n, :, None, None]
+        output = F.conv2d(image[None], kernel, None, *window)
+        if filters is not None:
+            output = output * filters[n, :, None, None]
+        outputs.append(output if bias is None else output + bias[n, :, None, None])
     return torch.cat(outputs)
 
 
 @pytest.mark.parametrize("geometry", GEOMETRIES)
-@pytest.mark.parametrize("optional", [("taps", "bias"), ()])
+@pytest.mark.parametrize("optional", [("bias", "channels", "filters", "taps"), ("filters",), ()])
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
 def test_equals_one_convolution_a_sample(
-    geometry: dict, optional: tuple, layout: torch.memory_format, chunks: str
+    geometry: dict, optional: tuple, layout: torch.memory_format, chunks: str, folded: str
 ) -> None:
     tensors, window = _case(geometry)
-    for name in {"taps", "bias"}.difference(optional):
+    for name in {"bias", "channels", "filters", "taps"}.difference(optional):
         del tensors[name]
     tensors["input"] = tensors["input"].contiguous(memory_format=layout)
-    output = mixed_conv2d(**tensors, **window)
+    output = _mixed(**tensors, window=window)
     assert output.is_contiguous(memory_format=layout)
-    assert_close(output, _reference(**tensors, **window))
+    assert_close(output, _reference(**tensors, window=window))
 
 
 @pytest.mark.parametrize("geometry", GEOMETRIES)
-def test_gradients_are_the_references(geometry: dict, chunks: str) -> None:
+def test_gradients_are_the_references(geometry: dict, chunks: str, folded: str) -> None:
     tensors, window = _case(geometry)
     for tensor in tensors.values():
         tensor.requires_grad_()
-    output, expected = mixed_conv2d(**tensors, **window), _reference(**tensors, **window)
+    output, expected = _mixed(**tensors, window=window), _reference(**tensors, window=window)
     cotangent = torch.randn_like(expected)
     actual = torch.autograd.grad(output, list(tensors.values()), cotangent)
     wanted = torch.autograd.grad(expected, list(tensors.values()), cotangent)
@@ -105,7 +139,7 @@ def test_gradients_of_a_part_of_the_tensors(learned: tuple[str, ...], chunks: st
     for name in learned:
         tensors[name].requires_grad_()
     wanted = [tensors[name] for name in learned]
-    output, expected = mixed_conv2d(**tensors, **window), _reference(**tensors, **window)
+    output, expected = _mixed(**tensors, window=window), _reference(**tensors, window=window)
     actual = torch.autograd.grad(output.square().sum(), wanted)
     references = torch.autograd.grad(expected.square().sum(), wanted)
     for gradient, reference in zip(actual, references, strict=True):
@@ -119,7 +153,7 @@ def test_second_derivatives(geometry: dict, chunks: str) -> None:
     names = list(tensors)
 
     def output(*values: Tensor) -> Tensor:
-        return mixed_conv2d(**dict(zip(names, values, strict=True)), **window)
+        return _mixed(**dict(zip(names, values, strict=True)), window=window)
 
     assert torch.autograd.gradgradcheck(output, leaves, fast_mode=True)
 
@@ -144,7 +178,7 @@ def test_every_dtype(dtype: torch.dtype, geometry: dict, chunks: str) -> None:
     for tensor in tensors.values():
         tensor.requires_grad_()
     exact = {name: tensor.detach().double().requires_grad_() for name, tensor in tensors.items()}
-    output, expected = mixed_conv2d(**tensors, **window), _reference(**exact, **window)
+    output, expected = _mixed(**tensors, window=window), _reference(**exact, window=window)
     assert output.dtype == dtype
     assert_close(output, expected, 5)
     output.sum().backward()
@@ -157,12 +191,12 @@ def test_autocast_casts_every_tensor(chunks: str) -> None:
     tensors, window = _case(GEOMETRIES[0], dtype=torch.float32)
     tensors["experts"].requires_grad_()
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        output = mixed_conv2d(**tensors, **window)
+        output = _mixed(**tensors, window=window)
     output.float().sum().backward()
     assert output.dtype == torch.bfloat16
     assert tensors["experts"].grad.dtype == torch.float32
     exact = {name: tensor.detach().double() for name, tensor in tensors.items()}
-    assert_close(output, _reference(**exact, **window), 5)
+    assert_close(output, _reference(**exact, window=window), 5)
 
 
 def test_large_kernels_are_not_kept_for_the_backward_pass() -> None:
@@ -179,7 +213,7 @@ def test_large_kernels_are_not_kept_for_the_backward_pass() -> None:
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-        output = mixed_conv2d(**tensors, padding=1)
+        output = _mixed(**tensors, window=Window(padding=(1, 1)))
     assert output.requires_grad
     assert sum(kept.values()) <= sum(tensor.numel() for tensor in tensors.values())
 
@@ -188,7 +222,7 @@ def test_an_empty_batch_keeps_its_gradients() -> None:
     tensors, window = _case(GEOMETRIES[1], batch=0)
     for tensor in tensors.values():
         tensor.requires_grad_()
-    output = mixed_conv2d(**tensors, **window)
+    output = _mixed(**tensors, window=window)
     assert output.shape == _case_output_shape(GEOMETRIES[1])
     output.sum().backward()
     assert all(tensor.grad is not None for tensor in tensors.values())
@@ -196,7 +230,7 @@ def test_an_empty_batch_keeps_its_gradients() -> None:
 
 def _case_output_shape(geometry: dict) -> tuple[int, ...]:
     tensors, window = _case(geometry, batch=1)
-    return (0, *_reference(**tensors, **window).shape[1:])
+    return (0, *_reference(**tensors, window=window).shape[1:])
 
 
 @pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning", "ignore::DeprecationWarning")
@@ -205,19 +239,19 @@ def test_a_trace_serves_other_batch_and_image_sizes(geometry: dict) -> None:
     tensors, window = _case(geometry)
 
     def output(*values: Tensor) -> Tensor:
-        return mixed_conv2d(*values, **window)
+        return _mixed(*values, window=window)
 
     traced = torch.jit.trace(output, tuple(tensors.values()), check_trace=False)
     others, _ = _case(geometry, batch=5)
     others["input"] = torch.randn(5, 4, 9, 11, dtype=torch.float64)
-    assert_close(traced(*others.values()), _reference(**others, **window))
+    assert_close(traced(*others.values()), _reference(**others, window=window))
 
 
 def test_compile_has_no_graph_break(chunks: str) -> None:
     tensors, window = _case(GEOMETRIES[1])
     torch.compiler.reset()
-    compiled = torch.compile(mixed_conv2d, fullgraph=True, backend="aot_eager")
-    assert_close(compiled(**tensors, **window), _reference(**tensors, **window))
+    compiled = torch.compile(_mixed, fullgraph=True, backend="aot_eager")
+    assert_close(compiled(**tensors, window=window), _reference(**tensors, window=window))
 
 
 @pytest.mark.parametrize(
@@ -235,13 +269,17 @@ def test_a_wrong_shape_is_named(name: str, shape: tuple[int, ...], message: str)
     tensors, window = _case(GEOMETRIES[0])
     tensors[name] = torch.randn(shape)
     with pytest.raises(ValueError, match=message):
-        mixed_conv2d(**tensors, **window)
+        _mixed(**tensors, window=window)
 
 
-def test_a_wrong_window_is_named() -> None:
-    tensors, window = _case(GEOMETRIES[0])
-    with pytest.raises(ValueError, match="stride must be at least 1, got 0"):
-        mixed_conv2d(**tensors, **{**window, "stride": 0})
+def test_groups_that_do_not_divide_are_named() -> None:
+    tensors, _ = _case(GEOMETRIES[0])
     tensors["experts"] = torch.randn(3, 7, 2, 3, 3)
     with pytest.raises(ValueError, match="groups must divide the 7 output channels, got 2"):
-        mixed_conv2d(tensors["input"], tensors["experts"], tensors["mixture"], groups=2)
+        _mixed(**tensors, window=Window(groups=2))
+
+
+@pytest.mark.parametrize(("side", "on_kernels"), [(2, False), (40, True)])
+def test_factors_go_to_the_smaller_of_kernel_and_image(side: int, on_kernels: bool) -> None:
+    experts = torch.empty(2, 8, 8, 3, 3)
+    assert mixed_conv._fold_into_kernels(torch.empty(1, 8, side, side), experts) == on_kernels
