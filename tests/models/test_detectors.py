@@ -100,7 +100,8 @@ def test_predictions_do_not_depend_on_the_batch(name: str) -> None:
     data = random_batch("mmdet", [(64, 64), (64, 64)], objects=1)
     together = predict(model, data)
     alone = predict(model, dict(inputs=data["inputs"][:1], data_samples=data["data_samples"][:1]))
-    torch.testing.assert_close(together[0].scores, alone[0].scores)
+    # PyTorch convolves one image and two by different algorithms; some hundred layers add that up.
+    torch.testing.assert_close(together[0].scores, alone[0].scores, atol=1e-4, rtol=1e-3)
     torch.testing.assert_close(together[0].bboxes, alone[0].bboxes, atol=1e-3, rtol=1e-4)
 
 
