@@ -34,7 +34,7 @@ val_evaluator = dict(type="Accuracy", topk=1)
 test_dataloader = val_dataloader
 test_evaluator = val_evaluator
 
-epochs = 20
+epochs = 30
 optim_wrapper = dict(optimizer=dict(type="AdamW", lr=2e-3, weight_decay=0.05))
 param_scheduler = [
     dict(type="LinearLR", start_factor=0.1, by_epoch=True, end=2, convert_to_iter_based=True),
