@@ -272,6 +272,11 @@ class ConvLayer(nn.Module):
         return text
 
 
+def global_average(input: Tensor) -> Tensor:
+    """The mean over the pixels, (N, C, 1, 1)."""
+    return input.mean((2, 3), keepdim=True)
+
+
 def positive_int(name: str, value: int) -> int:
     """Returns ``value`` if it is an int of at least 1.
 

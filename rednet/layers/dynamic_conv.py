@@ -7,8 +7,8 @@ import torch.nn.functional as F
 from mmengine.model import kaiming_init
 from torch import Tensor, nn
 
-from rednet.layers.base import positive_int
-from rednet.layers.mixture import MixtureConvLayer, global_average, positive_number
+from rednet.layers.base import global_average, positive_int
+from rednet.layers.mixture import MixtureConvLayer, positive_number
 from rednet.ops.geometry import IntOrPair
 from rednet.registry import CONV_LAYERS
 

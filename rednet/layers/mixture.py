@@ -106,11 +106,6 @@ class MixtureConvLayer(ConvLayer):
         return {"temperature": torch.ones(())}
 
 
-def global_average(input: Tensor) -> Tensor:
-    """The mean over the pixels, (N, C, 1, 1)."""
-    return input.mean((2, 3), keepdim=True)
-
-
 def positive_number(name: str, value: float) -> float:
     """Returns ``value`` if it is a finite number above 0.
 

@@ -11,6 +11,7 @@ from mmengine.model import constant_init
 from torch import Tensor, nn
 
 from rednet.errors import MissingDependencyError
+from rednet.layers.base import global_average
 from rednet.layers.conv_aws import StandardisedConv, standardised_state
 from rednet.layers.padding import pad_image
 from rednet.ops.dtypes import accumulation_dtype
@@ -127,7 +128,7 @@ class SAConv2d(StandardisedConv):
     def forward(self, input: Tensor) -> Tensor:
         """Maps (N, in_channels, H, W) to (N, out_channels, Ho, Wo)."""
         self.check_input(input)
-        input = input + self.pre_context(_global_average(input))
+        input = input + self.pre_context(global_average(input))
         small = self.kernel()
         large = small + self.weight_diff
         if self.use_deform:
@@ -141,7 +142,7 @@ class SAConv2d(StandardisedConv):
             far = self._convolved(input, large, ATROUS_RATE)
         # In place where nothing keeps the operand: fresh memory costs more than the arithmetic.
         output = (switch.to(near.dtype) * near.sub_(far)).add_(far)
-        return output.add_(self.post_context(_global_average(output)))
+        return output.add_(self.post_context(global_average(output)))
 
     def _switch(self, input: Tensor) -> Tensor:
         """The switch, (N, 1, Ho, Wo): averaged after the 1 x 1 convolution, over one channel."""
@@ -189,10 +190,6 @@ class SAConv2d(StandardisedConv):
         if prefix + "weight_diff" in state_dict:
             state_dict.pop(prefix + "bias", None)
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
-
-
-def _global_average(image: Tensor) -> Tensor:
-    return image.mean((2, 3), keepdim=True)
 
 
 def _average_5x5(image: Tensor) -> Tensor:
