@@ -49,7 +49,7 @@ def _message(error: UserError) -> str:
 
 
 class OptionsAction(DictAction):
-    """mmengine's ``DictAction``, with a usage error for what is not ``key=value``."""
+    """mmengine's ``DictAction``, with a :class:`UserError` for what it cannot read."""
 
     def __call__(
         self,
@@ -58,11 +58,18 @@ class OptionsAction(DictAction):
         values: Any,
         option_string: str | None = None,
     ) -> None:
-        """Adds the options to those given before."""
+        """Adds the options to those given before.
+
+        Raises:
+            UserError: If one is not ``key=value`` or its brackets do not close.
+        """
         for value in values or ():
             if not value.partition("=")[0].strip() or "=" not in value:
-                parser.error(f"{option_string} takes key=value, got {value!r}")
-        super().__call__(parser, namespace, values, option_string)
+                raise UserError(f"{option_string} takes key=value, got {value!r}")
+            try:
+                super().__call__(parser, namespace, [value], option_string)
+            except AssertionError as error:  # mmengine's way to say so
+                raise UserError(f"{option_string} {value}: its brackets do not close") from error
 
 
 def config_parser(description: str) -> argparse.ArgumentParser:

@@ -52,14 +52,18 @@ def test_options_are_parsed() -> None:
     assert parsed.cfg_options == {"a.b": 1, "c": [1, 2], "d": None}
 
 
-@pytest.mark.parametrize("option", ["depth", "=3"])
-def test_an_option_that_is_no_pair_is_a_usage_error(
-    option: str, capsys: pytest.CaptureFixture[str]
-) -> None:
-    with pytest.raises(SystemExit) as caught:
-        config_parser("").parse_args(["config.py", "--cfg-options", option])
-    assert caught.value.code == 2
-    assert f"--cfg-options takes key=value, got {option!r}" in capsys.readouterr().err
+@pytest.mark.parametrize(
+    ("option", "message"),
+    [
+        ("depth", "--cfg-options takes key=value, got 'depth'"),
+        ("=3", "--cfg-options takes key=value, got '=3'"),
+        ("a=[1,2", "--cfg-options a=[1,2: its brackets do not close"),
+    ],
+)
+def test_an_option_that_cannot_be_read_is_named(option: str, message: str) -> None:
+    with pytest.raises(UserError) as caught:
+        config_parser("").parse_args(["config.py", "--cfg-options", "b=1", option])
+    assert str(caught.value) == message
 
 
 def test_a_remote_file_is_not_looked_for() -> None:
