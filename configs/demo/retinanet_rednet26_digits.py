@@ -18,9 +18,7 @@ model = dict(
         out_indices=(0, 1, 2, 3),
     ),
     # levels of stride 8, 16 and 32
-    neck=dict(
-        in_channels=[64, 128, 256, 512], out_channels=64, num_outs=3, add_extra_convs=False
-    ),
+    neck=dict(in_channels=[64, 128, 256, 512], out_channels=64, num_outs=3, add_extra_convs=False),
     bbox_head=dict(
         num_classes=10,
         in_channels=64,
