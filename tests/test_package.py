@@ -88,6 +88,13 @@ def test_imports_without_optional_packages() -> None:
     assert done.returncode == 0, done.stderr
 
 
+def test_the_program_in_readme_runs() -> None:
+    pytest.importorskip("torchvision")
+    text = (ROOT / "README.md").read_text()
+    program = text.partition("```python\nimport ")[2].partition("```")[0]
+    exec(compile(f"import {program}", "README.md", "exec"), {})
+
+
 @pytest.mark.parametrize("module", PUBLIC_NAMES)
 def test_public_names(module: str) -> None:
     imported = importlib.import_module(module)
