@@ -211,5 +211,5 @@ def test_wheel_metadata(metadata: Message) -> None:
     assert metadata["Version"] == importlib.import_module("rednet").__version__
     assert "Apache-2.0" in (metadata["License"] or metadata["License-Expression"])
     assert metadata["Requires-Python"] in ("<3.13,>=3.10", ">=3.10,<3.13")
-    extras = {"classification", "cuda12", "cuda13", "detection", "development", "tests"}
-    assert set(metadata.get_all("Provides-Extra")) == extras
+    extras = {"classification", "cuda12", "cuda13", "detection", "development"}
+    assert set(metadata.get_all("Provides-Extra")) == {*extras, "export", "tests"}
