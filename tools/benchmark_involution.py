@@ -1,45 +1,68 @@
-"""Time the involution operator against its peers, and measure the memory that it takes.
+r"""Time the involution operator against its peers, and measure the memory that it takes.
 
-All contenders of a shape take turns in one process, so that a machine that slows down slows all of
-them; medians are reported. The floor is what the machine needs at least: each tensor read or
-written once at the rate of a copy, or the multiply-adds at the rate of a matrix product, whichever
-takes longer. Both rates are measured in the same run.
+All contenders of a case take turns in one process; medians are reported. A case is a shape and a
+pass: forward, either gradient alone, or forward and backward together. The floor is the least time
+for it: each tensor read or written once at the rate of a copy, or the multiply-adds at the rate of
+a matrix product, whichever takes longer; both rates are measured in the same run. "Of copy" is the
+share of the copy's rate at which those bytes move. Memory is the peak of a call, its operands
+included, over the size of operands and results.
 
     python tools/benchmark_involution.py --threads 2
-    python tools/benchmark_involution.py --peer path/to/involution_cuda.py --device cuda
+    python tools/benchmark_involution.py --device cuda --batch-size 64 --dtype float16 \
+        --channels-last --peer path/to/involution_cuda.py:NAME
 
-A peer's file defines ``involution(input, weight, stride, padding, dilation)`` on tensors of shape
-(N, C, H, W) and (N, G, K, K, Ho, Wo); ``--peer FILE:NAME`` calls the function NAME instead.
+A peer is called as ``NAME(input, weight, stride=1, padding=3, dilation=1)``, with tensors of shape
+(N, C, H, W) and (N, G, K, K, Ho, Wo); NAME is ``involution`` where it is left out. A peer that
+cannot compute a case is reported and left out of it.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
-import platform
-import runpy
-import statistics
-import threading
-import time
-from collections.abc import Callable
-from pathlib import Path
-from typing import NamedTuple
+import contextlib
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
 
 import torch
+import torch._functorch.config
 import torch.nn.functional as F
 from torch import Tensor
 
-import rednet
+from rednet.engine.benchmark import (
+    Action,
+    Clock,
+    Rates,
+    Times,
+    add_arguments,
+    describe_machine,
+    in_mib,
+    in_words,
+    load,
+    measure_rates,
+    peak_memory,
+    positive,
+    set_up,
+    table_head,
+    table_row,
+    write_results,
+)
+from rednet.engine.command_line import run
+from rednet.errors import UserError
 from rednet.ops import backend, explain_backends, involution2d
+from rednet.ops.dtypes import accumulation_dtype
 from rednet.ops.geometry import Geometry
 
 Operator = Callable[[Tensor, Tensor], Tensor]
-Action = Callable[[], object]
 
 CONVOLUTION = "3x3 convolution"
 COMPILED = "torch.compile of unfold"
-MODES = ("forward", "train")
-FLUSHED_BYTES = 256 * 2**20
+PASSES = ("forward", "grad_input", "grad_weight", "train")
+DTYPES = {
+    str(dtype).removeprefix("torch."): dtype
+    for dtype in (torch.float64, torch.float32, torch.float16, torch.bfloat16)
+}
 
 
 class Shape(NamedTuple):
@@ -58,52 +81,95 @@ class Shape(NamedTuple):
         )
 
 
-class Contender(NamedTuple):
-    """An operator and the weight that it takes."""
+@dataclass(frozen=True)
+class Contender:
+    """An operator with its operands.
+
+    Attributes:
+        operator: ``operator(input, weight)``.
+        input: (N, C, H, W).
+        weight: The kernels of all output pixels, or the convolution's kernel.
+        taps: Multiply-adds for each element of the output.
+        backend: Which backend of the operator is forced, if any.
+    """
 
     operator: Operator
+    input: Tensor
     weight: Tensor
+    taps: int
+    backend: str | None = None
+
+    def forced(self) -> contextlib.AbstractContextManager:
+        """The context to run in. Gradients look for their backend too, when they are computed."""
+        return backend(self.backend) if self.backend else contextlib.nullcontext()
+
+    def action(self, what: str, cotangent: Tensor) -> Action:
+        """One call of a pass. The gradients alone keep the graph of one forward pass."""
+        leaves = [
+            tensor.detach().requires_grad_(what in ("train", gradient))
+            for tensor, gradient in ((self.input, "grad_input"), (self.weight, "grad_weight"))
+        ]
+        wanted = [leaf for leaf in leaves if leaf.requires_grad]
+
+        def forward() -> Tensor:
+            with self.forced():
+                return self.operator(*leaves)
+
+        def train() -> Sequence[Tensor]:
+            with self.forced():
+                return torch.autograd.grad(self.operator(*leaves), wanted, cotangent)
+
+        if what in ("forward", "train"):
+            return forward if what == "forward" else train
+        output = forward()
+
+        def gradient() -> Sequence[Tensor]:
+            with self.forced():
+                return torch.autograd.grad(output, wanted, cotangent, retain_graph=True)
+
+        return gradient
 
 
-class Rates(NamedTuple):
-    """What the machine can do: bytes and multiply-adds a second."""
+class Work(NamedTuple):
+    """What a pass has to do at least.
 
-    bytes: float
-    multiply_adds: float
+    Attributes:
+        operand_bytes: Tensors that it is given.
+        result_bytes: Tensors that it makes.
+        moved_bytes: Bytes that it reads and writes.
+        multiply_adds: Multiply-adds.
+    """
 
-
-class Clock:
-    """Times actions on a device; on a GPU by events, after its cache was flushed."""
-
-    def __init__(self, device: torch.device) -> None:
-        self.on_gpu = device.type == "cuda"
-        if self.on_gpu:
-            self.flushed = torch.empty(FLUSHED_BYTES, dtype=torch.int8, device=device)
-
-    def milliseconds(self, action: Action) -> float:
-        """The time that one call takes."""
-        if not self.on_gpu:
-            began = time.perf_counter()
-            action()
-            return (time.perf_counter() - began) * 1e3
-        self.flushed.zero_()
-        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-        start.record()
-        action()
-        end.record()
-        end.synchronize()
-        return start.elapsed_time(end)
-
-    def interleaved(self, actions: dict[str, Action], turns: int) -> dict[str, float]:
-        """The median of each action's turns, after two turns that do not count."""
-        samples: dict[str, list[float]] = {name: [] for name in actions}
-        for _ in range(turns + 2):
-            for name, action in actions.items():
-                samples[name].append(self.milliseconds(action))
-        return {name: statistics.median(sample[2:]) for name, sample in samples.items()}
+    operand_bytes: int
+    result_bytes: int
+    moved_bytes: int
+    multiply_adds: int
 
 
-def parse_args() -> argparse.Namespace:
+def work_of(what: str, contender: Contender, output: Tensor) -> Work:
+    """Counts every tensor once in the forward and once in the backward pass."""
+    input, weight = _bytes(contender.input), _bytes(contender.weight)
+    result, products = _bytes(output), output.numel() * contender.taps
+    backward = result + 2 * (input + weight)  # both are read, both have a gradient that is written
+    operands, results, moved, operators = {
+        "forward": (input + weight, result, input + weight + result, 1),
+        "grad_input": (result + weight, input, input + weight + result, 1),
+        "grad_weight": (result + input, weight, input + weight + result, 1),
+        "train": (
+            input + weight + result,
+            input + weight + result,
+            input + weight + result + backward,
+            3,
+        ),
+    }[what]
+    return Work(operands, results, moved, operators * products)
+
+
+def _bytes(tensor: Tensor) -> int:
+    return tensor.numel() * tensor.element_size()
+
+
+def parse_args(arguments: Sequence[str] | None) -> argparse.Namespace:
     """Read the command line."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -116,59 +182,32 @@ def parse_args() -> argparse.Namespace:
         metavar="CHANNELS,SIDE,K,STRIDE",
         help="default: the four of RedNet-50",
     )
-    parser.add_argument("--batch", type=int, default=8)
-    parser.add_argument("--group-channels", type=int, default=16)
-    parser.add_argument("--modes", nargs="+", choices=MODES, default=MODES)
-    parser.add_argument("--peer", action="append", default=[], metavar="FILE[:NAME]")
+    parser.add_argument("--batch-size", type=positive, default=8, help="images (%(default)s)")
+    parser.add_argument("--group-channels", type=positive, default=16, help="(%(default)s)")
+    parser.add_argument("--passes", nargs="+", choices=PASSES, default=PASSES)
+    parser.add_argument("--backends", nargs="+", help="of the operator; default: all that serve")
+    parser.add_argument("--peer", action="append", default=[], metavar="FILE.py[:NAME]")
     parser.add_argument("--compile", action="store_true", help=f"also time {COMPILED}")
-    parser.add_argument("--device", type=torch.device, default="cpu")
-    parser.add_argument("--dtype", choices=["float64", "float32", "float16", "bfloat16"])
+    parser.add_argument("--dtype", choices=DTYPES, default="float32", help="(%(default)s)")
     parser.add_argument("--channels-last", action="store_true")
-    parser.add_argument("--threads", type=int, help="CPU threads; default: PyTorch's choice")
-    parser.add_argument("--turns", type=int, default=25, help="timed turns of each contender")
-    parser.add_argument("--out", type=Path, help="write the results here as JSON")
-    args = parser.parse_args()
-    args.dtype = getattr(torch, args.dtype or "float32")
-    return args
+    add_arguments(parser, turns=25)
+    return parser.parse_args(arguments)
 
 
 def parse_shape(text: str) -> Shape:
     """Read ``CHANNELS,SIDE,K,STRIDE``."""
     try:
-        return Shape(*map(int, text.split(",")))
+        shape = Shape(*map(int, text.split(",")))
     except (TypeError, ValueError) as error:
         raise argparse.ArgumentTypeError(
             f"expected CHANNELS,SIDE,K,STRIDE, got {text!r}"
         ) from error
+    if min(shape) < 1 or shape.kernel_size % 2 == 0:
+        raise argparse.ArgumentTypeError(f"expected positive numbers and an odd K, got {text!r}")
+    return shape
 
 
 # ---- the contenders
-
-
-def load_peer(address: str) -> tuple[str, Callable[..., Tensor]]:
-    """What to call a user's implementation, and its function.
-
-    Raises:
-        SystemExit: If there is no such file or no such function in it.
-    """
-    path, _, name = address.partition(":")
-    name = name or "involution"
-    if not Path(path).is_file():
-        raise SystemExit(f"--peer: {path} is no file")
-    found = runpy.run_path(path)
-    if name not in found:
-        raise SystemExit(f"--peer: {path} defines no {name!r}")
-    return f"{Path(path).stem}:{name}", found[name]
-
-
-def forced(name: str, geometry: Geometry) -> Operator:
-    """The operator by one backend."""
-
-    def operator(input: Tensor, weight: Tensor) -> Tensor:
-        with backend(name):
-            return involution2d(input, weight, *geometry[1:])
-
-    return operator
 
 
 def unfold_form(geometry: Geometry) -> Operator:
@@ -187,200 +226,164 @@ def unfold_form(geometry: Geometry) -> Operator:
     return operator
 
 
-def contenders_of(shape: Shape, args: argparse.Namespace) -> tuple[Tensor, dict[str, Contender]]:
-    """The input, and what is timed on it."""
-    torch.manual_seed(0)
+def contenders_of(
+    shape: Shape, args: argparse.Namespace, peers: dict[str, Callable[..., Any]]
+) -> dict[str, Contender]:
+    """What is timed on a shape; the convolution comes first."""
     geometry = shape.geometry()
+    if shape.channels % args.group_channels:
+        raise UserError(
+            f"--group-channels {args.group_channels} does not divide the channels of {shape}"
+        )
+    stride, padding, dilation = (pair[0] for pair in geometry[1:])
     layout = torch.channels_last if args.channels_last else torch.contiguous_format
-    options = {"device": args.device, "dtype": args.dtype}
+    groups, taps = shape.channels // args.group_channels, shape.kernel_size**2
+
+    def draw(*size: int) -> Tensor:
+        numbers = torch.randn(size, device=args.device, dtype=DTYPES[args.dtype])
+        return numbers.contiguous(memory_format=layout)
+
+    input = draw(args.batch_size, shape.channels, shape.side, shape.side)
     size = geometry.output_size(shape.side, shape.side)
-    groups = shape.channels // args.group_channels
-    input = torch.randn(args.batch, shape.channels, shape.side, shape.side, **options)
-    flat = torch.randn(args.batch, groups * shape.kernel_size**2, *size, **options)
-    weight = flat.contiguous(memory_format=layout).unflatten(1, (groups, *geometry.kernel_size))
-    convolution = torch.randn(shape.channels, shape.channels, 3, 3, **options)
+    weight = draw(args.batch_size, groups * taps, *size).unflatten(
+        1, (groups, *geometry.kernel_size)
+    )
 
     def convolve(input: Tensor, weight: Tensor) -> Tensor:
-        return F.conv2d(input, weight, padding=1, stride=shape.stride)
+        return F.conv2d(input, weight, padding=1, stride=stride)
 
-    reasons = explain_backends(args.device, args.dtype)
-    names = [name for name, reason in reasons.items() if reason is None]
-    contenders = {name: Contender(forced(name, geometry), weight) for name in names}
-    kernel = convolution.contiguous(memory_format=layout)
-    contenders[CONVOLUTION] = Contender(convolve, kernel)
+    def involve(input: Tensor, weight: Tensor) -> Tensor:
+        return involution2d(input, weight, stride, padding, dilation)
+
+    contenders = {
+        CONVOLUTION: Contender(
+            convolve, input, draw(shape.channels, shape.channels, 3, 3), 9 * shape.channels
+        )
+    }
+    for name in args.backends or serving_backends(args):
+        contenders[name] = Contender(involve, input, weight, taps, backend=name)
     if args.compile:
-        contenders[COMPILED] = Contender(torch.compile(unfold_form(geometry)), weight)
-    for label, function in args.peers:
+        compiled = torch.compile(unfold_form(geometry))
+        contenders[COMPILED] = Contender(compiled, input, weight, taps)
+    for label, function in peers.items():
         contenders[label] = Contender(
             lambda input, weight, call=function: call(  # type: ignore[misc]
-                input, weight, *(numbers[0] for numbers in geometry[1:])
+                input, weight, stride=stride, padding=padding, dilation=dilation
             ),
+            input,
             weight,
+            taps,
         )
-    return input.contiguous(memory_format=layout), contenders
+    return contenders
 
 
-def action_of(contender: Contender, input: Tensor, mode: str) -> Action:
-    """One call: forward alone, or forward and both gradients."""
-    leaves = [
-        tensor.detach().requires_grad_(mode == "train") for tensor in (input, contender.weight)
-    ]
-    if mode == "forward":
-        return lambda: contender.operator(*leaves)
-    cotangent = torch.randn_like(contender.operator(*leaves).detach())
-    return lambda: torch.autograd.grad(contender.operator(*leaves), leaves, cotangent)
-
-
-# ---- what the machine can do, and what it must
-
-
-def measure_rates(args: argparse.Namespace, clock: Clock) -> Rates:
-    """The rates of a large copy and of a large matrix product."""
-    source = torch.randn(2**25, device=args.device)
-    target = torch.empty_like(source)
-    factor = torch.randn(2048, 2048, device=args.device, dtype=args.dtype)
-    times = clock.interleaved(
-        {"copy": lambda: target.copy_(source), "product": lambda: factor @ factor}, 7
-    )
-    return Rates(
-        bytes=2 * source.numel() * source.element_size() / times["copy"] * 1e3,
-        multiply_adds=factor.shape[0] ** 3 / times["product"] * 1e3,
-    )
-
-
-def floor(input: Tensor, weight: Tensor, shape: Shape, mode: str, rates: Rates) -> float:
-    """The least time in milliseconds.
-
-    The backward pass reads input, weight and the output's gradient, and writes two gradients.
-    """
-    output = input.numel() // shape.stride**2
-    numbers = input.numel() + weight.numel() + output
-    work = output * shape.kernel_size**2
-    if mode == "train":
-        numbers += 2 * (input.numel() + weight.numel()) + output
-        work *= 3
-    seconds = (numbers * input.element_size() / rates.bytes, work / rates.multiply_adds)
-    return max(seconds) * 1e3
-
-
-# ---- memory
-
-
-def peak_memory(action: Action, device: torch.device) -> int:
-    """Bytes that a call needs beside what was there before."""
-    action()
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-        before = torch.cuda.memory_allocated(device)
-        torch.cuda.reset_peak_memory_stats(device)
-        action()
-        return torch.cuda.max_memory_allocated(device) - before
-    return _peak_resident(action)
-
-
-def _peak_resident(action: Action) -> int:
-    """The growth of the resident set, watched by a thread; memory is given back before."""
-    _trim()
-    before, peak, done = _resident(), 0, threading.Event()
-
-    def watch() -> None:
-        nonlocal peak
-        while not done.wait(0.0002):
-            peak = max(peak, _resident())
-
-    watcher = threading.Thread(target=watch)
-    watcher.start()
-    for _ in range(5):
-        action()
-    done.set()
-    watcher.join()
-    return max(peak, _resident()) - before
-
-
-def _resident() -> int:
-    pages = int(Path("/proc/self/statm").read_text().split()[1])
-    return pages * 4096
-
-
-def _trim() -> None:
-    import ctypes
-
-    ctypes.CDLL(None).malloc_trim(0)
+def serving_backends(args: argparse.Namespace) -> list[str]:
+    """The backends that serve the device and the dtype."""
+    reasons = explain_backends(args.device, DTYPES[args.dtype])
+    return [name for name, reason in reasons.items() if reason is None]
 
 
 # ---- the table
 
 
-def measure(shape: Shape, mode: str, rates: Rates, clock: Clock, args: argparse.Namespace) -> dict:
-    """Times and memory of all contenders of a case."""
-    input, contenders = contenders_of(shape, args)
-    actions = {name: action_of(each, input, mode) for name, each in contenders.items()}
-    times = clock.interleaved(actions, args.turns)
-    weight = next(iter(contenders.values())).weight
-    least = floor(input, weight, shape, mode, rates)
-    results = {
-        name: {
-            "milliseconds": times[name],
-            "over_shifted": times[name] / times["shifted"],
-            "over_convolution": times[name] / times[CONVOLUTION],
-            "share_of_floor": least / times[name],
-            "peak_mib": peak_memory(action, args.device) / 2**20,
-        }
-        for name, action in actions.items()
+def actions_of(
+    contenders: dict[str, Contender], what: str, peers: Sequence[str]
+) -> tuple[dict[str, Action], Tensor]:
+    """What is timed in a pass, and the output. A peer that fails says why and is left out."""
+    convolution = contenders[CONVOLUTION]
+    with torch.no_grad():
+        output = convolution.operator(convolution.input, convolution.weight)
+    cotangent = torch.randn_like(output)
+    actions = {}
+    for name, contender in contenders.items():
+        try:
+            actions[name] = contender.action(what, cotangent)
+            actions[name]()
+        except Exception as error:  # a peer is code of the user's
+            if name not in peers:
+                raise
+            actions.pop(name, None)
+            print(f"{name} cannot compute {what}: {error}", file=sys.stderr)
+    return actions, output
+
+
+def result_of(
+    times: Times, peak: int | None, work: Work, convolution: Times, rates: Rates
+) -> dict[str, float | None]:
+    """What is reported of a contender in a pass."""
+    needed = work.operand_bytes + work.result_bytes
+    least = rates.least_milliseconds(work.moved_bytes, work.multiply_adds)
+    return {
+        "milliseconds": times.median,
+        "best_milliseconds": times.best,
+        "over_convolution": times.median / convolution.median,
+        "floor_milliseconds": least,
+        "share_of_floor": least / times.median,
+        "share_of_copy": work.moved_bytes / rates.bytes / times.median * 1e3,
+        "peak_bytes": None if peak is None else peak + work.operand_bytes,
+        "peak_over_tensors": None if peak is None else (peak + work.operand_bytes) / needed,
     }
-    output = input.numel() // shape.stride**2
-    tensors = 2 * (input.numel() + weight.numel() + output)
-    tensors_mib = tensors * input.element_size() / 2**20
-    case = {**shape._asdict(), "batch": args.batch, "mode": mode}
-    return {"case": case, "floor": least, "tensors_mib": tensors_mib, "results": results}
 
 
-def show(record: dict) -> None:
+def show(case: str, results: dict[str, dict[str, float | None]]) -> None:
     """Print a case as rows of a table."""
-    case = record["case"]
-    name = f"{case['batch']}x{case['channels']}x{case['side']}x{case['side']}"
-    name += f" K={case['kernel_size']} s={case['stride']} {case['mode']}"
-    for contender, result in record["results"].items():
+    for name, result in results.items():
+        relative = result["peak_over_tensors"]
         print(
-            f"| {name} | {contender} | {result['milliseconds']:.2f} | {result['over_shifted']:.2f} "
-            f"| {result['over_convolution']:.2f} | {result['share_of_floor']:.0%} "
-            f"| {result['peak_mib']:.0f} |",
+            table_row(
+                case,
+                name,
+                f"{result['milliseconds']:.3f}",
+                f"{result['over_convolution']:.2f}",
+                f"{result['share_of_floor']:.0%}",
+                f"{result['share_of_copy']:.0%}",
+                in_mib(result["peak_bytes"]),
+                "-" if relative is None else f"{relative:.2f}",
+            ),
             flush=True,
         )
 
 
-def main() -> None:
+def main(arguments: Sequence[str] | None = None) -> None:
     """Time all the cases that the command line asks for."""
-    args = parse_args()
-    args.peers = [load_peer(address) for address in args.peer]
-    if args.threads:
-        torch.set_num_threads(args.threads)
-    clock = Clock(args.device)
-    rates = measure_rates(args, clock)
+    args = parse_args(arguments)
+    set_up(args)
+    # The compiled backward pass may be repeated, as that of the others.
+    if hasattr(torch._functorch.config, "donated_buffer"):  # torch >= 2.6
+        torch._functorch.config.donated_buffer = False
+    peers = dict(load(address, "involution") for address in args.peer)
+    machine, clock = describe_machine(args.device), Clock(args.device)
+    rates = measure_rates(clock, args.device, accumulation_dtype(DTYPES[args.dtype]))
     print(
-        f"copy {rates.bytes / 1e9:.1f} GB/s, matrix product "
-        f"{rates.multiply_adds / 1e9:.0f} G multiply-adds/s\n"
+        f"{in_words(machine)}\n"
+        f"{args.dtype}, {'channels_last' if args.channels_last else 'contiguous'}, "
+        f"copy {rates.bytes / 1e9:.1f} GB/s, "
+        f"matrix product {rates.multiply_adds / 1e9:.0f} G multiply-adds/s\n"
     )
-    print("| case | contender | ms | / shifted | / convolution | of the floor | peak MiB |")
-    print("|---|---|---|---|---|---|---|")
+    columns = ("case", "contender", "ms", "/ convolution", "of floor", "of copy", "peak MiB")
+    print(table_head(*columns, "/ tensors"))
     records = []
     for shape in args.shapes:
-        for mode in args.modes:
-            records.append(measure(shape, mode, rates, clock, args))
-            show(records[-1])
+        contenders = contenders_of(shape, args, peers)
+        for what in args.passes:
+            actions, output = actions_of(contenders, what, list(peers))
+            times = clock.interleaved(actions, args.turns)
+            results = {
+                name: result_of(
+                    times[name],
+                    peak_memory(action, args.device),
+                    work_of(what, contenders[name], output),
+                    times[CONVOLUTION],
+                    rates,
+                )
+                for name, action in actions.items()
+            }
+            size = "x".join(map(str, contenders[CONVOLUTION].input.shape))
+            show(f"{size} K={shape.kernel_size} s={shape.stride} {what}", results)
+            records.append({"case": {**shape._asdict(), "pass": what}, "results": results})
     if args.out:
-        machine = {
-            "torch": torch.__version__,
-            "rednet": rednet.__version__,
-            "python": platform.python_version(),
-            "device": str(args.device),
-            "threads": torch.get_num_threads(),
-            "dtype": str(args.dtype),
-            "channels_last": args.channels_last,
-            **rates._asdict(),
-        }
-        args.out.write_text(json.dumps({"machine": machine, "records": records}, indent=1) + "\n")
+        write_results(args.out, {**machine, **rates._asdict()}, args, records)
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(run(main))

@@ -12,26 +12,33 @@ at the rate of nn.Conv2d's.
 from __future__ import annotations
 
 import argparse
-import importlib
 import json
-import platform
-import runpy
-import statistics
-import time
+import sys
 from collections.abc import Callable, Sequence
-from pathlib import Path
+from itertools import product
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-import rednet
+from rednet.engine.benchmark import (
+    Clock,
+    add_arguments,
+    describe_machine,
+    in_words,
+    load,
+    set_up,
+    table_head,
+    table_row,
+    write_results,
+)
+from rednet.engine.command_line import run
+from rednet.errors import UserError
 from rednet.layers.base import ConvLayer
 from rednet.registry import CONV_LAYERS
 
 CONVOLUTION = "nn.Conv2d"
-SHORTEST_TURN = 0.02
 MODES = ["forward", "train"]
 
 
@@ -76,7 +83,7 @@ class Case(NamedTuple):
         return f"{channels}-{out} @{side} k{kernel_size} s{stride} b{self.batch} {self.mode}"
 
 
-def parse_args() -> argparse.Namespace:
+def parse_args(arguments: Sequence[str] | None) -> argparse.Namespace:
     """Read the command line."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -112,13 +119,10 @@ def parse_args() -> argparse.Namespace:
     )
     parser.add_argument("--batches", nargs="+", type=int, default=[1, 8, 32])
     parser.add_argument("--modes", nargs="+", choices=MODES, default=MODES)
-    parser.add_argument("--device", default="cpu")
     parser.add_argument("--dtype", choices=["float32", "float16", "bfloat16"], default="float32")
     parser.add_argument("--channels-last", action="store_true")
-    parser.add_argument("--threads", type=int, help="CPU threads; default: PyTorch's choice")
-    parser.add_argument("--turns", type=int, default=7, help="timed turns of each contender")
-    parser.add_argument("--out", type=Path, help="write the results here as JSON")
-    return parser.parse_args()
+    add_arguments(parser, turns=7)
+    return parser.parse_args(arguments)
 
 
 def parse_shape(text: str) -> Shape:
@@ -129,20 +133,12 @@ def parse_shape(text: str) -> Shape:
         raise argparse.ArgumentTypeError(f"expected IN,OUT,SIDE,K,STRIDE, got {text!r}") from error
 
 
-def parse_peer(text: str) -> tuple[str, str, Callable[..., nn.Module]]:
-    """Read ``LAYER=SOURCE:NAME``; return the layer, what to call the peer, and its factory."""
+def parse_peer(text: str) -> tuple[str, str]:
+    """Read ``LAYER=SOURCE:NAME``; return the layer and the address."""
     layer, _, address = text.partition("=")
-    source, _, name = address.rpartition(":")
-    if not (layer and source and name):
+    if not layer or not address:
         raise argparse.ArgumentTypeError(f"expected LAYER=SOURCE:NAME, got {text!r}")
-    return layer, f"{Path(source).stem}:{name}", load(source, name)
-
-
-def load(source: str, name: str) -> Callable[..., nn.Module]:
-    """A class or function of a .py file, given by its path, or of an importable module."""
-    if source.endswith(".py"):
-        return runpy.run_path(source)[name]
-    return getattr(importlib.import_module(source), name)
+    return layer, address
 
 
 def registered_layers() -> dict[str, type[ConvLayer]]:
@@ -168,30 +164,6 @@ def turn(module: nn.Module, image: Tensor, mode: str) -> Callable[[], None]:
 
     image.requires_grad_(mode == "train")
     return train if mode == "train" else forward
-
-
-def interleaved_samples(
-    actions: Sequence[Callable[[], None]], turns: int, wait: Callable[[], None]
-) -> list[list[float]]:
-    """Seconds of each action, turn by turn; a turn repeats it for some ``SHORTEST_TURN``."""
-
-    def timed(action: Callable[[], None], repeats: int) -> float:
-        wait()
-        start = time.perf_counter()
-        for _ in range(repeats):
-            action()
-        wait()
-        return (time.perf_counter() - start) / repeats
-
-    repeats = []
-    for action in actions:
-        timed(action, 2)
-        repeats.append(max(1, round(SHORTEST_TURN / timed(action, 1))))
-    samples: list[list[float]] = [[] for _ in actions]
-    for _ in range(turns):
-        for action, count, seconds in zip(actions, repeats, samples, strict=True):
-            seconds.append(timed(action, count))
-    return samples
 
 
 def multiply_adds(action: Callable[[], None]) -> int:
@@ -227,7 +199,7 @@ def involution_operations() -> dict[Any, Callable[..., int]]:
 
 
 def measure(
-    case: Case, contenders: dict[str, Contender], args: argparse.Namespace
+    case: Case, contenders: dict[str, Contender], args: argparse.Namespace, clock: Clock
 ) -> dict[str, dict[str, float]]:
     """Time the contenders of one case; the first is nn.Conv2d."""
     torch.manual_seed(0)
@@ -240,19 +212,16 @@ def measure(
         module = case.build(contender).to(args.device, dtype)
         module = module.to(memory_format=layout)  # type: ignore[call-overload]
         actions[name] = turn(module, image, case.mode)
-    wait = torch.cuda.synchronize if args.device.startswith("cuda") else lambda: None
-    samples = interleaved_samples(list(actions.values()), args.turns, wait)
-    seconds = {name: statistics.median(turns) for name, turns in zip(actions, samples, strict=True)}
-    best = {name: min(turns) for name, turns in zip(actions, samples, strict=True)}
+    times = clock.interleaved(actions, args.turns)
     operations = {name: multiply_adds(action) for name, action in actions.items()}
-    rate = seconds[CONVOLUTION] / operations[CONVOLUTION]
+    rate = times[CONVOLUTION].median / operations[CONVOLUTION]
     return {
         name: {
-            "milliseconds": seconds[name] * 1e3,
-            "best_milliseconds": best[name] * 1e3,
-            "ratio": seconds[name] / seconds[CONVOLUTION],
+            "milliseconds": times[name].median,
+            "best_milliseconds": times[name].best,
+            "ratio": times[name].median / times[CONVOLUTION].median,
             "floor": operations[name] / operations[CONVOLUTION],
-            "floor_milliseconds": operations[name] * rate * 1e3,
+            "floor_milliseconds": operations[name] * rate,
         }
         for name in actions
     }
@@ -262,52 +231,46 @@ def show(case: Case, results: dict[str, dict[str, float]]) -> None:
     """Print a case as rows of a table."""
     for name, result in results.items():
         print(
-            f"| {case} | {name} | {result['milliseconds']:.2f} | {result['best_milliseconds']:.2f} "
-            f"| {result['ratio']:.2f} | {result['floor']:.2f} |",
+            table_row(
+                case,
+                name,
+                f"{result['milliseconds']:.2f}",
+                f"{result['best_milliseconds']:.2f}",
+                f"{result['ratio']:.2f}",
+                f"{result['floor']:.2f}",
+            ),
             flush=True,
         )
 
 
-def main() -> None:
+def main(arguments: Sequence[str] | None = None) -> None:
     """Time all the cases that the command line asks for."""
-    args = parse_args()
-    if args.threads:
-        torch.set_num_threads(args.threads)
+    args = parse_args(arguments)
+    set_up(args)
     layers = registered_layers()
     chosen = args.layers or list(layers)
-    for name in [*chosen, *args.keywords, *(peer[0] for peer in args.peer)]:
+    for name in [*chosen, *args.keywords, *(layer for layer, _ in args.peer)]:
         if name not in layers:
-            raise SystemExit(f"{name!r} is no registered layer; there are {', '.join(layers)}")
-    print("| case | contender | ms | best ms | ratio to nn.Conv2d | floor |")
-    print("|---|---|---|---|---|---|")
+            raise UserError(f"{name!r} is no registered layer; there are {', '.join(layers)}")
+    contenders = {CONVOLUTION: Contender(nn.Conv2d, {})}
+    for name in chosen:
+        keywords = args.keywords.get(name, {})
+        contenders[name] = Contender(layers[name], keywords)
+        for label, factory in (load(address) for layer, address in args.peer if layer == name):
+            contenders[f"{name} by {label}"] = Contender(factory, keywords)
+    machine, clock = describe_machine(args.device), Clock(args.device)
+    print(f"{in_words(machine)}\n")
+    print(table_head("case", "contender", "ms", "best ms", "ratio to nn.Conv2d", "floor"))
     records = []
-    for shape in args.shapes:
-        for batch in args.batches:
-            for mode in args.modes:
-                case = Case(shape, batch, mode)
-                contenders = {CONVOLUTION: Contender(nn.Conv2d, {})}
-                for name in chosen:
-                    keywords = args.keywords.get(name, {})
-                    contenders[name] = Contender(layers[name], keywords)
-                    for layer, label, factory in args.peer:
-                        if layer == name:
-                            contenders[f"{name} by {label}"] = Contender(factory, keywords)
-                results = measure(case, contenders, args)
-                show(case, results)
-                shown = {**shape._asdict(), "batch": batch, "mode": mode}
-                records.append({"case": shown, "results": results})
+    for shape, batch, mode in product(args.shapes, args.batches, args.modes):
+        case = Case(shape, batch, mode)
+        results = measure(case, contenders, args, clock)
+        show(case, results)
+        shown = {**shape._asdict(), "batch": batch, "mode": mode}
+        records.append({"case": shown, "results": results})
     if args.out:
-        device = torch.cuda.get_device_name() if args.device == "cuda" else platform.processor()
-        machine = {
-            "torch": torch.__version__,
-            "rednet": rednet.__version__,
-            "device": device or platform.machine(),
-            "threads": torch.get_num_threads(),
-            "dtype": args.dtype,
-            "channels_last": args.channels_last,
-        }
-        args.out.write_text(json.dumps({"machine": machine, "records": records}, indent=1) + "\n")
+        write_results(args.out, machine, args, records)
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(run(main))

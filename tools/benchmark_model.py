@@ -1,155 +1,250 @@
-"""Time whole models and measure their memory, on random images.
+r"""Time whole models and measure their memory, on random images.
 
-Several configs are timed in turns in one process, so that whatever else the machine does falls on
+Several models are timed in turns in one process, so that whatever else the machine does falls on
 all of them; the ratio is to the first. A step is inference (with a detector's box selection), with
 --train forward, backward and optimizer step. Memory is the peak that one step adds to the model:
 of the device's allocator on a GPU, of the resident set on Linux without one.
+
+With --plain, or a --peer, a step has no preprocessing or postprocessing: a classifier's scores of
+float images that are on the device, with --train cross entropy, backward and SGD with momentum.
+
+    python tools/benchmark_model.py configs/rednet50_imagenet.py \
+        --peer torchvision.models:resnet50 --batch-size 8 --threads 2
+    python tools/benchmark_model.py configs/rednet50_imagenet.py \
+        --peer torchvision.models:resnet50 --device cuda --batch-size 128 --train --amp \
+        --channels-last
 """
 
 from __future__ import annotations
 
 import argparse
 import copy
-import statistics
 import sys
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
-import mmengine
 import torch
+import torch.nn.functional as F
 from mmengine.config import Config
-from mmengine.device import get_device
-from mmengine.optim import build_optim_wrapper
+from mmengine.optim import AmpOptimWrapper, OptimWrapper, build_optim_wrapper
 from mmengine.registry import MODELS, init_default_scope
+from torch import Tensor, nn
 
+from rednet.engine.benchmark import (
+    Action,
+    Clock,
+    add_arguments,
+    describe_machine,
+    in_mib,
+    in_words,
+    load,
+    peak_memory,
+    positive,
+    set_up,
+    table_head,
+    table_row,
+    write_results,
+)
 from rednet.engine.command_line import OptionsAction, run
 from rednet.engine.config_options import read_config
 from rednet.engine.preflight import check_scope
 from rednet.engine.random_batch import random_batch
+from rednet.errors import UserError
 
-DEFAULT_SHAPES = {"mmdet": (800, 1280)}
-MIB = 2**20
+DEFAULT_SIZE = (224, 224)
+DEFAULT_SIZES = {"mmdet": (800, 1280)}
+PLAIN_OPTIMIZER = dict(
+    type="OptimWrapper", optimizer=dict(type="SGD", lr=0.01, momentum=0.9, weight_decay=1e-4)
+)
+AMP = "AmpOptimWrapper"
+AMP_DTYPES = {"cuda": torch.float16, "cpu": torch.bfloat16}
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Measures what the arguments ask for, and prints a table."""
     args = _parse(arguments)
-    torch.manual_seed(0)
-    if args.threads:
-        torch.set_num_threads(args.threads)
-    device = get_device()
-    configs = [read_config(path, args.cfg_options)[0] for path in args.configs]
-    steps = [_step(config, args, device) for config in configs]
-    memory = [_peak_memory(step, device) for step in steps]
-    times = _time_in_turns(steps, args.repeats, device)
+    set_up(args)
+    steps = _steps(args)
+    times = Clock(args.device).interleaved(steps, args.turns)
     rows = [
-        dict(config=path, ms=1e3 * statistics.median(each), best_ms=1e3 * min(each), mib=peak)
-        for path, each, peak in zip(args.configs, times, memory, strict=True)
+        dict(
+            model=name,
+            milliseconds=times[name].median,
+            best_milliseconds=times[name].best,
+            peak_bytes=peak_memory(step, args.device),
+        )
+        for name, step in steps.items()
     ]
-    print(_table(rows, args, device))
+    machine = describe_machine(args.device)
+    print(f"{in_words(machine)}\n{_what(args)}\n\n{_table(rows, args)}")
     if args.out:
-        environment = dict(device=device, threads=torch.get_num_threads(), torch=torch.__version__)
-        mmengine.dump(dict(**environment, arguments=vars(args), rows=rows), args.out, indent=2)
+        write_results(args.out, machine, args, rows)
 
 
 def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
-    summary, _, details = (__doc__ or "").partition("\n\n")
-    parser = argparse.ArgumentParser(description=summary, epilog=details)
-    parser.add_argument("configs", nargs="+", metavar="config", help="config files")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("configs", nargs="*", metavar="config", help="config files")
+    parser.add_argument(
+        "--peer",
+        action="append",
+        default=[],
+        metavar="SOURCE:NAME",
+        help="SOURCE is a .py file or a module, NAME in it makes a classifier without arguments; "
+        "may be repeated",
+    )
+    parser.add_argument("--plain", action="store_true", help="no pre- or postprocessing")
     parser.add_argument("--train", action="store_true", help="time training steps")
-    parser.add_argument("--batch-size", type=int, default=1, help="images in a batch (%(default)s)")
+    parser.add_argument("--amp", action="store_true", help="float16 on a GPU, bfloat16 on a CPU")
+    parser.add_argument("--channels-last", action="store_true")
+    parser.add_argument(
+        "--batch-size", type=positive, default=1, help="images in a batch (%(default)s)"
+    )
     parser.add_argument(
         "--shape",
-        type=int,
+        type=positive,
         nargs=2,
         metavar=("HEIGHT", "WIDTH"),
         help="size of the images (224 224; for detectors 800 1280)",
     )
-    parser.add_argument("--repeats", type=int, default=10, help="timed steps (%(default)s)")
-    parser.add_argument("--threads", type=int, help="threads on the CPU (those of torch)")
-    parser.add_argument("--out", metavar="FILE", help="write the results to this .json file too")
     parser.add_argument("--cfg-options", nargs="+", action=OptionsAction, metavar="KEY=VALUE")
+    add_arguments(parser, turns=10)
     args = parser.parse_args(arguments)
-    for name in ("batch_size", "repeats"):
-        if getattr(args, name) < 1:
-            parser.error(f"--{name.replace('_', '-')} must be at least 1")
-    if args.out and not args.out.endswith(".json"):
-        parser.error("--out takes a .json file")
+    if not args.configs and not args.peer:
+        parser.error("expected a config or a --peer")
+    args.plain |= bool(args.peer)
     return args
 
 
-def _step(config: Config, args: argparse.Namespace, device: str) -> Callable[[], Any]:
-    """One step of a model that is ready to run."""
+# ---- the steps
+
+
+def _steps(args: argparse.Namespace) -> dict[str, Action]:
+    """One step of each model, by the model's name."""
+    steps: dict[str, Action] = {}
+    for path in args.configs:
+        config = read_config(path, args.cfg_options)[0]
+        name = Path(path).stem
+        steps[path if name in steps else name] = (_plain_step if args.plain else _step)(
+            config, args
+        )
+    for address in args.peer:
+        name, factory = load(address)
+        steps[name] = _step_of_classifier(_placed(factory(), args), args)
+    return steps
+
+
+def _step(config: Config, args: argparse.Namespace) -> Action:
+    """The step of mmengine, from images in bytes to predictions or to new weights."""
+    scope = config.get("default_scope")
+    if args.amp and scope == "mmdet" and args.device.type == "cpu":
+        raise UserError("--amp: a detector needs a GPU for it, mmcv's NMS takes no bfloat16")
+    model: Any = _build(config, args)
+    size = tuple(args.shape or DEFAULT_SIZES.get(scope or "", DEFAULT_SIZE))
+    data = random_batch(scope, [size] * args.batch_size)
+
+    def infer() -> object:
+        with torch.no_grad(), _autocast(args):
+            return model.test_step(copy.deepcopy(data))
+
+    if not args.train:
+        return infer
+    optimizer = _optimizer(model, config.optim_wrapper, args)
+
+    def train() -> object:
+        with nullcontext() if isinstance(optimizer, AmpOptimWrapper) else _autocast(args):
+            return model.train_step(copy.deepcopy(data), optimizer)
+
+    return train
+
+
+def _plain_step(config: Config, args: argparse.Namespace) -> Action:
+    if config.get("default_scope") != "mmpretrain":
+        raise UserError("--plain and --peer are for classifiers, of mmpretrain or without a config")
+    return _step_of_classifier(_build(config, args), args, mode="tensor")
+
+
+def _step_of_classifier(model: nn.Module, args: argparse.Namespace, **options: Any) -> Action:
+    """Scores of random images, or a training step on them."""
+    layout = torch.channels_last if args.channels_last else torch.contiguous_format
+    images = torch.randn(args.batch_size, 3, *(args.shape or DEFAULT_SIZE), device=args.device)
+    images = images.contiguous(memory_format=layout)
+
+    def infer() -> Tensor:
+        with torch.no_grad(), _autocast(args):
+            return model(images, **options)
+
+    if not args.train:
+        return infer
+    optimizer = _optimizer(model, PLAIN_OPTIMIZER, args)
+    labels = infer().argmax(dim=1)
+
+    def train() -> None:
+        with optimizer.optim_context(model), _autocast(args):
+            loss = F.cross_entropy(model(images, **options), labels)
+        optimizer.update_params(loss)
+
+    return train
+
+
+def _build(config: Config, args: argparse.Namespace) -> nn.Module:
     scope = config.get("default_scope")
     check_scope(scope)
     init_default_scope(scope or "mmengine")
-    size = tuple(args.shape or DEFAULT_SHAPES.get(scope or "", (224, 224)))
-    model = MODELS.build(config.model).to(device).train(args.train)
-    data = random_batch(scope, [size] * args.batch_size)
-    if not args.train:
-        return lambda: model.test_step(copy.deepcopy(data))
-    optimizer = build_optim_wrapper(model, copy.deepcopy(config.optim_wrapper))
-    return lambda: model.train_step(copy.deepcopy(data), optimizer)
+    return _placed(MODELS.build(config.model), args)
 
 
-def _time_in_turns(steps: Sequence[Callable], repeats: int, device: str) -> list[list[float]]:
-    """Seconds of every step, one of each model after another."""
-    times: list[list[float]] = [[] for _ in steps]
-    for _ in range(repeats):
-        for step, seconds in zip(steps, times, strict=True):
-            _synchronize(device)
-            start = time.perf_counter()
-            step()
-            _synchronize(device)
-            seconds.append(time.perf_counter() - start)
-    return times
+def _placed(model: nn.Module, args: argparse.Namespace) -> nn.Module:
+    model = model.to(args.device).train(args.train)
+    layout = torch.channels_last if args.channels_last else torch.preserve_format
+    return model.to(memory_format=layout)  # type: ignore[call-overload]
 
 
-def _synchronize(device: str) -> None:
-    if device == "cuda":
-        torch.cuda.synchronize()
+def _autocast(args: argparse.Namespace) -> AbstractContextManager:
+    kind = args.device.type
+    return torch.autocast(kind, dtype=AMP_DTYPES[kind], enabled=args.amp)
 
 
-def _peak_memory(step: Callable, device: str) -> float | None:
-    """MiB that a step adds at most; None where the system does not tell. Two steps warm up."""
-    step(), step()
-    if device == "cuda":
-        torch.cuda.reset_peak_memory_stats()
-        before = torch.cuda.memory_allocated()
-        step()
-        return (torch.cuda.max_memory_allocated() - before) / MIB
-    if not Path("/proc/self/clear_refs").exists():
-        return None
-    Path("/proc/self/clear_refs").write_text("5")  # sets the peak back to what is resident now
-    before = _resident("VmRSS")
-    step()
-    return max(0, _resident("VmHWM") - before) / MIB  # the kernel's counts are a few pages off
+def _optimizer(model: nn.Module, config: Mapping, args: argparse.Namespace) -> OptimWrapper:
+    """As the config has it, with --amp on a GPU with scaled gradients, which float16 needs."""
+    scaled = args.amp and args.device.type == "cuda"
+    return build_optim_wrapper(model, {**config, "type": AMP} if scaled else dict(config))
 
 
-def _resident(field: str) -> int:
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(f"{field}:"))
+# ---- the table
 
 
-def _table(rows: Sequence[dict], args: argparse.Namespace, device: str) -> str:
-    where = f"{device}, {torch.get_num_threads()} threads" if device == "cpu" else device
-    what = "training step" if args.train else "inference"
-    lines = [
-        f"{what}, batch {args.batch_size}, torch {torch.__version__}, {where}\n",
-        "| config | ms | best ms | ratio | images/s | MiB |",
-        "|---|---|---|---|---|---|",
-    ]
+def _table(rows: Sequence[Mapping], args: argparse.Namespace) -> str:
+    lines = [table_head("model", "ms", "best ms", "ratio", "images/s", "MiB")]
     for row in rows:
-        name, speed = Path(row["config"]).stem, args.batch_size / row["ms"] * 1e3
-        memory = "-" if row["mib"] is None else f"{row['mib']:.0f}"
-        ratio = row["ms"] / rows[0]["ms"]
+        milliseconds = row["milliseconds"]
         lines.append(
-            f"| {name} | {row['ms']:.1f} | {row['best_ms']:.1f} | {ratio:.2f} | {speed:.2f} "
-            f"| {memory} |"
+            table_row(
+                row["model"],
+                f"{milliseconds:.1f}",
+                f"{row['best_milliseconds']:.1f}",
+                f"{milliseconds / rows[0]['milliseconds']:.2f}",
+                f"{args.batch_size / milliseconds * 1e3:.2f}",
+                in_mib(row["peak_bytes"]),
+            )
         )
     return "\n".join(lines)
+
+
+def _what(args: argparse.Namespace) -> str:
+    """One line on what was timed."""
+    dtype = str(AMP_DTYPES[args.device.type] if args.amp else torch.float32)
+    words = [
+        "training step" if args.train else "inference",
+        *(["plain"] if args.plain else []),
+        f"batch {args.batch_size}",
+        dtype.removeprefix("torch."),
+        "channels_last" if args.channels_last else "contiguous",
+    ]
+    return ", ".join(words)
 
 
 if __name__ == "__main__":

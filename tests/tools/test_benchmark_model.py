@@ -1,11 +1,13 @@
 from __future__ import annotations
 
-import importlib.util
 import json
 from pathlib import Path
 
 import pytest
 from mmengine.registry import DefaultScope
+
+from rednet.engine.command_line import run
+from tools import benchmark_model
 
 pytest.importorskip("mmdet", reason="detectors need mmdet")
 pytest.importorskip("mmpretrain", reason="classifiers need mmpretrain")
@@ -15,14 +17,9 @@ DETECTOR = str(ROOT / "configs/demo/faster-rcnn_rednet26_digits.py")
 CLASSIFIER = str(ROOT / "configs/demo/rednet26_digits.py")
 
 
-def benchmark(*arguments: str) -> None:
-    path = ROOT / "tools/benchmark_model.py"
-    spec = importlib.util.spec_from_file_location("benchmark_model", path)
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
+def benchmark(*arguments: str) -> int:
     with DefaultScope.overwrite_default_scope("mmdet"):
-        module.main([*arguments, "--repeats", "2", "--shape", "32", "48"])
+        return run(benchmark_model.main, [*arguments, "--turns", "1", "--shape", "32", "48"])
 
 
 @pytest.mark.parametrize("mode", [[], ["--train", "--batch-size", "2"]])
@@ -31,20 +28,51 @@ def test_time_and_memory_of_a_model(
     config: str, mode: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = tmp_path / "result.json"
-    benchmark(config, *mode, "--out", str(out))
+    assert benchmark(config, *mode, "--out", str(out)) == 0
     assert f"| {Path(config).stem} |" in capsys.readouterr().out
-    (row,) = json.loads(out.read_text())["rows"]
-    assert row["ms"] >= row["best_ms"] > 0
-    assert row["mib"] is None or row["mib"] >= 0
+    (row,) = json.loads(out.read_text())["records"]
+    assert row["milliseconds"] >= row["best_milliseconds"] > 0
+    assert row["peak_bytes"] is None or row["peak_bytes"] >= 0
 
 
 def test_several_models_are_compared_with_the_first(capsys: pytest.CaptureFixture[str]) -> None:
-    benchmark(DETECTOR, str(ROOT / "configs/demo/faster-rcnn_resnet18_digits.py"))
+    assert benchmark(DETECTOR, str(ROOT / "configs/demo/faster-rcnn_resnet18_digits.py")) == 0
     first, second = capsys.readouterr().out.strip().splitlines()[-2:]
     assert first.split(" | ")[3] == "1.00" and "resnet18" in second
+
+
+@pytest.mark.parametrize("mode", [[], ["--train", "--batch-size", "2"]])
+def test_a_plain_classifier_beside_a_module_of_the_users(
+    mode: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    peer = tmp_path / "peer.py"
+    peer.write_text(
+        "from torch import nn\n"
+        "def tiny():\n"
+        "    return nn.Sequential(nn.Conv2d(3, 10, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten())\n"
+    )
+    assert benchmark(CLASSIFIER, "--peer", f"{peer}:tiny", "--amp", "--channels-last", *mode) == 0
+    lines = capsys.readouterr().out.strip().splitlines()
+    assert "plain" in lines[1] and "bfloat16, channels_last" in lines[1]
+    assert lines[-2].startswith("| rednet26_digits |") and lines[-1].startswith("| peer:tiny |")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([DETECTOR, "--plain"], "for classifiers"),
+        ([DETECTOR, "--amp"], "NMS takes no bfloat16"),
+        ([CLASSIFIER, "--peer", "torch.nn"], "FILE.py:NAME or MODULE:NAME"),
+    ],
+)
+def test_what_cannot_be_timed(
+    arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert benchmark(*arguments) == 2
+    assert message in capsys.readouterr().err
 
 
 def test_a_number_below_one_is_a_usage_error(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         benchmark(DETECTOR, "--batch-size", "0")
-    assert "--batch-size must be at least 1" in capsys.readouterr().err
+    assert "--batch-size: expected a number of at least 1" in capsys.readouterr().err

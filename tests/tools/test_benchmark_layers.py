@@ -1,0 +1,33 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from rednet.engine.command_line import run
+from tools import benchmark_layers
+
+TINY = ("--shapes", "8,8,5,3,1", "--batches", "1", "--turns", "1", "--layers", "SPConv2d")
+
+
+def test_layers_and_peers_beside_the_convolution(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "results.json"
+    peer = ["--peer", "SPConv2d=torch.nn:Conv2d"]
+    assert run(benchmark_layers.main, [*TINY, *peer, "--out", str(out)]) == 0
+    forward, train = json.loads(out.read_text())["records"]
+    for record, mode in ((forward, "forward"), (train, "train")):
+        assert record["case"]["mode"] == mode
+        assert [*record["results"]] == ["nn.Conv2d", "SPConv2d", "SPConv2d by torch.nn:Conv2d"]
+        assert record["results"]["nn.Conv2d"]["ratio"] == 1
+    assert "| 8-8 @5 k3 s1 b1 train | SPConv2d |" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    "arguments", [["--layers", "Spconv"], ["--peer", "Spconv=torch.nn:Conv2d"]]
+)
+def test_a_layer_that_is_none(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(benchmark_layers.main, arguments) == 2
+    assert "'Spconv' is no registered layer" in capsys.readouterr().err
