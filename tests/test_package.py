@@ -42,9 +42,16 @@ PUBLIC_NAMES = {
         "SAConv2d",
         "SPConv2d",
     ),
-    "rednet.models": ("RedNet", "build_conv_cls_head", "swap_conv", "switch_to_deploy"),
+    "rednet.models": (
+        "RedNet",
+        "build_conv_cls_head",
+        "build_dropout_cls_head",
+        "swap_conv",
+        "switch_to_deploy",
+    ),
     "rednet.datasets": ("Digits", "LoadImage"),
     "rednet.engine": (
+        "BackboneCheckpointHook",
         "ConfusionMatrixHook",
         "FrozenWeightsHook",
         "TemperatureAnnealHook",
@@ -54,12 +61,28 @@ PUBLIC_NAMES = {
     "rednet.registry": ("CONV_LAYERS", "DATASETS", "HOOKS", "MODELS", "TRANSFORMS"),
 }
 REGISTERED_TYPES = [
-    (MODELS, (*PUBLIC_NAMES["rednet.layers"], "ConvClsHead", "Deployed", "RedNet", "SwapConv")),
+    (
+        MODELS,
+        (
+            *PUBLIC_NAMES["rednet.layers"],
+            "ConvClsHead",
+            "Deployed",
+            "DropoutClsHead",
+            "RedNet",
+            "SwapConv",
+        ),
+    ),
     (DATASETS, ("Digits",)),
     (TRANSFORMS, ("LoadImage",)),
     (
         HOOKS,
-        ("ConfusionMatrixHook", "FrozenWeightsHook", "TemperatureAnnealHook", "TrainingCurveHook"),
+        (
+            "BackboneCheckpointHook",
+            "ConfusionMatrixHook",
+            "FrozenWeightsHook",
+            "TemperatureAnnealHook",
+            "TrainingCurveHook",
+        ),
     ),
 ]
 

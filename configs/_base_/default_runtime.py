@@ -11,7 +11,7 @@ default_hooks = dict(
     sampler_seed=dict(type="DistSamplerSeedHook"),
     visualization=dict(type="VisualizationHook", enable=False),
 )
-custom_hooks = [dict(type="TrainingCurveHook")]
+custom_hooks = [dict(type="TrainingCurveHook"), dict(type="BackboneCheckpointHook")]
 
 env_cfg = dict(
     cudnn_benchmark=False,

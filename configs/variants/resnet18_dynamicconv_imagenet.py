@@ -21,4 +21,4 @@ model = dict(
     )
 )
 
-custom_hooks = [dict(type="TrainingCurveHook"), dict(type="TemperatureAnnealHook")]
+custom_hooks = _base_.custom_hooks + [dict(type="TemperatureAnnealHook")]

@@ -15,7 +15,8 @@ model = dict(
         conv_cfg=dict(type="ODConv2d", kernel_num=1),
         # All convolutions but the stem and the shortcuts'.
         include=r"^layer\d\.\d+\.conv\d$",
-    )
+    ),
+    head=dict(type="DropoutClsHead", dropout=0.2),
 )
 
-custom_hooks = [dict(type="TrainingCurveHook"), dict(type="TemperatureAnnealHook")]
+custom_hooks = _base_.custom_hooks + [dict(type="TemperatureAnnealHook")]

@@ -1,12 +1,14 @@
 """Training with mmengine's Runner: hooks, and checkpoints that load with ``weights_only``."""
 
 from rednet.engine import safe_checkpoint
+from rednet.engine.backbone_checkpoint_hook import BackboneCheckpointHook
 from rednet.engine.confusion_matrix_hook import ConfusionMatrixHook
 from rednet.engine.frozen_weights_hook import FrozenWeightsHook
 from rednet.engine.temperature_hook import TemperatureAnnealHook
 from rednet.engine.training_curve_hook import TrainingCurveHook
 
 __all__ = [
+    "BackboneCheckpointHook",
     "ConfusionMatrixHook",
     "FrozenWeightsHook",
     "TemperatureAnnealHook",

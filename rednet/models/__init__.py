@@ -2,10 +2,17 @@
 
 from rednet.models.conv_cls_head import build_conv_cls_head
 from rednet.models.deploy import switch_to_deploy
+from rednet.models.dropout_cls_head import build_dropout_cls_head
 from rednet.models.model_index import register_models
 from rednet.models.rednet import RedNet
 from rednet.models.swap_conv import swap_conv
 
 register_models()
 
-__all__ = ["RedNet", "build_conv_cls_head", "swap_conv", "switch_to_deploy"]
+__all__ = [
+    "RedNet",
+    "build_conv_cls_head",
+    "build_dropout_cls_head",
+    "swap_conv",
+    "switch_to_deploy",
+]

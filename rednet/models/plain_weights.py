@@ -19,7 +19,7 @@ class LoadedWeights(NamedTuple):
     Attributes:
         taken: Entries that load as they are.
         expanded: Layers that make their own weights of a plain convolution's.
-        initial: Entries that stay at their initialisation.
+        initial: Entries that stay at their initialisation; what norms count is none.
         unused: Entries of the checkpoint that the module has no place for.
     """
 
@@ -68,7 +68,11 @@ def compare_with_checkpoint(
     return LoadedWeights(
         taken=taken,
         expanded=expanded,
-        initial=[key for key in own if key not in filled.union(taken)],
+        initial=[
+            key
+            for key in own
+            if key not in filled.union(taken) and not key.endswith("num_batches_tracked")
+        ],
         unused=sorted(given - used - set(own)),
     )
 

@@ -1,15 +1,20 @@
 from __future__ import annotations
 
 import logging
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
 from mmengine.logging import MMLogger
+from mmengine.registry import MODELS, DefaultScope
 from mmengine.runner.checkpoint import load_state_dict
 from torch import nn
 
 import rednet
+from rednet.engine import BackboneCheckpointHook
 from rednet.models.plain_weights import compare_with_checkpoint
+from tests.layers.cases import randomised
 
 
 def _network() -> nn.Module:
@@ -61,3 +66,70 @@ def test_a_complete_checkpoint_is_not_worth_a_line(lines: list[str]) -> None:
     swapped = rednet.swap_conv(_network(), dict(type="ConvAWS2d"))
     swapped.load_state_dict(swapped.state_dict())
     assert not [line for line in lines if "expanded" in line]
+
+
+PLAIN_LAYERS = ["ACBlock", "CondConv2d", "ConvAWS2d", "DynamicConv2d", "ODConv2d", "SAConv2d"]
+
+
+@pytest.fixture(scope="module")
+def resnet(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """A ResNet-18 of torchvision, files with its weights, and mmpretrain's config of it."""
+    torchvision = pytest.importorskip("torchvision")
+    pytest.importorskip("mmpretrain", reason="it has OpenMMLab's ResNet")
+    import mmpretrain.models  # noqa: F401
+
+    model = randomised(torchvision.models.resnet18(num_classes=10)).eval()
+    folder = tmp_path_factory.mktemp("resnet")
+    state = model.state_dict()
+    torch.save(state, folder / "torchvision.pth")
+    openmmlab = {
+        f"head.{key}" if key.startswith("fc.") else f"backbone.{key}": value
+        for key, value in state.items()
+    }
+    torch.save({"state_dict": openmmlab, "meta": {}}, folder / "openmmlab.pth")
+    return SimpleNamespace(model=model, folder=folder)
+
+
+def _classifier(layer: str, init_cfg: dict | None = None) -> nn.Module:
+    backbone = dict(
+        type="SwapConv",
+        module=dict(type="ResNet", depth=18, num_stages=4, init_cfg=init_cfg),
+        conv_cfg=dict(type=layer),
+        include=r"^layer1\.\d\.conv[12]$",
+    )
+    head = dict(type="LinearClsHead", num_classes=10, in_channels=512)
+    neck = dict(type="GlobalAveragePooling")
+    with DefaultScope.overwrite_default_scope("mmpretrain"):
+        return MODELS.build(dict(type="ImageClassifier", backbone=backbone, neck=neck, head=head))
+
+
+@pytest.mark.parametrize(
+    ("layer", "source", "way"),
+    [
+        *((layer, "torchvision", "init_cfg") for layer in PLAIN_LAYERS),
+        ("ODConv2d", "torchvision", "load_from"),
+        ("SAConv2d", "openmmlab", "init_cfg"),
+        ("ACBlock", "openmmlab", "load_from"),
+    ],
+)
+def test_a_resnets_weights_load_into_the_swapped_one(
+    resnet: Any, layer: str, source: str, way: str, lines: list[str]
+) -> None:
+    file = str(resnet.folder / f"{source}.pth")
+    expected, image = resnet.model, torch.rand(1, 3, 33, 33)
+    if way == "init_cfg":
+        prefix = "backbone." if source == "openmmlab" else None
+        classifier = _classifier(layer, dict(type="Pretrained", checkpoint=file, prefix=prefix))
+        classifier.init_weights()
+        classifier.head.fc.load_state_dict(expected.fc.state_dict())
+    else:
+        classifier = _classifier(layer)
+        runner = SimpleNamespace(model=classifier, logger=MMLogger.get_current_instance())
+        checkpoint = torch.load(file, weights_only=True)
+        BackboneCheckpointHook().after_load_checkpoint(runner, checkpoint)
+        load_state_dict(classifier, checkpoint.get("state_dict", checkpoint))
+    output = classifier.eval()(image)
+    torch.testing.assert_close(output, expected(image), rtol=1e-3, atol=1e-4)
+    assert any(
+        "ResNet: 116 entries" in line and "4 convolutions expanded" in line for line in lines
+    )
