@@ -40,7 +40,9 @@ def report_plain_weights(module: nn.Module) -> None:
     Args:
         module: The module that reports.
     """
-    module._register_load_state_dict_pre_hook(_report, with_module=True)
+    hooks = module._load_state_dict_pre_hooks.values()
+    if not any(getattr(hook, "hook", None) is _report for hook in hooks):  # swapped before
+        module._register_load_state_dict_pre_hook(_report, with_module=True)
 
 
 def compare_with_checkpoint(

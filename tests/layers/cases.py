@@ -6,14 +6,23 @@ import random
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from mmcv.cnn import build_conv_layer
-from torch import nn
+from torch import Tensor, nn
 
 import rednet  # noqa: F401  (registers the layers)
 from rednet.layers.base import ConvLayer
 from rednet.registry import CONV_LAYERS
 
 IN_CHANNELS, OUT_CHANNELS = 16, 32
+# For layers of 8 to 6 channels that take whatever nn.Conv2d takes.
+GEOMETRIES = [
+    dict(kernel_size=3, padding=1),
+    dict(kernel_size=(3, 1), stride=2),
+    dict(kernel_size=3, stride=2, padding=2, dilation=2, groups=2),
+    dict(kernel_size=1, bias=False),
+    dict(kernel_size=(2, 5), stride=(1, 2), padding=(1, 3), bias=False),
+]
 
 
 def registered_layers() -> list[str]:
@@ -50,6 +59,13 @@ def randomised(layer: nn.Module) -> nn.Module:
             elif name.endswith("running_var"):
                 buffer.uniform_(0.5, 1.5)
     return layer
+
+
+def convolution_like(
+    layer: ConvLayer, image: Tensor, kernel: Tensor, bias: Tensor | None
+) -> Tensor:
+    """The convolution of the layer's geometry, padded with zeros, with another kernel."""
+    return F.conv2d(image, kernel, bias, layer.stride, layer.padding, layer.dilation, layer.groups)
 
 
 def random_geometries(count: int) -> list[dict[str, Any]]:

@@ -1,21 +1,25 @@
 from __future__ import annotations
 
+import pytest
 import torch
-import torch.nn.functional as F
 from torch import nn
 
 from rednet.layers import CondConv2d
-from tests.layers.cases import randomised
+from tests.layers.cases import GEOMETRIES, convolution_like, randomised
 from tests.tolerances import assert_close
 
 
-def test_the_kernel_is_the_published_sum() -> None:
-    layer = randomised(CondConv2d(8, 6, 3, stride=2, num_experts=3)).double().eval()
+@pytest.mark.parametrize("geometry", GEOMETRIES, ids=str)
+@pytest.mark.parametrize("temperature", [1, 5])
+def test_the_kernel_is_the_published_sum(geometry: dict, temperature: float) -> None:
+    layer = randomised(CondConv2d(8, 6, **geometry, num_experts=3)).double().eval()
+    layer.set_temperature(temperature)
     image = torch.randn(2, 8, 5, 6, dtype=torch.float64)
     for index in range(2):
-        routing = torch.sigmoid(layer.routing_fn(image[index].mean((1, 2))))
+        routing = torch.sigmoid(layer.routing_fn(image[index].mean((1, 2))) / temperature)
         kernel = torch.einsum("e,eoihw->oihw", routing, layer.weight)
-        expected = F.conv2d(image[index : index + 1], kernel, routing @ layer.bias, stride=2)
+        bias = None if layer.bias is None else routing @ layer.bias
+        expected = convolution_like(layer, image[index : index + 1], kernel, bias)
         assert_close(layer(image)[index : index + 1], expected)
 
 

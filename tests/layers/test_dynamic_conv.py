@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 
 from rednet.layers import DynamicConv2d
-from tests.layers.cases import randomised
+from tests.layers.cases import GEOMETRIES, convolution_like, randomised
 from tests.tolerances import assert_close
 
 
@@ -19,9 +19,10 @@ def test_golden_vectors(golden: Callable) -> None:
     assert len(vectors.check(layer)) == 7
 
 
+@pytest.mark.parametrize("geometry", GEOMETRIES, ids=str)
 @pytest.mark.parametrize("temperature", [1, 34])
-def test_the_kernel_is_the_published_average(temperature: float) -> None:
-    layer = randomised(DynamicConv2d(8, 6, (3, 1), num_kernels=3, ratio=0.5)).double().eval()
+def test_the_kernel_is_the_published_average(geometry: dict, temperature: float) -> None:
+    layer = randomised(DynamicConv2d(8, 6, **geometry, num_kernels=3, ratio=0.5)).double().eval()
     layer.set_temperature(temperature)
     image = torch.randn(2, 8, 5, 6, dtype=torch.float64)
     for index in range(2):
@@ -30,7 +31,8 @@ def test_the_kernel_is_the_published_average(temperature: float) -> None:
         logits = layer.attention.fc2.weight[:, :, 0, 0] @ hidden + layer.attention.fc2.bias
         shares = torch.softmax(logits / temperature, dim=0)
         kernel = torch.einsum("k,koihw->oihw", shares, layer.weight)
-        expected = F.conv2d(image[index : index + 1], kernel, shares @ layer.bias)
+        bias = None if layer.bias is None else shares @ layer.bias
+        expected = convolution_like(layer, image[index : index + 1], kernel, bias)
         assert_close(layer(image)[index : index + 1], expected)
 
 

@@ -1,18 +1,20 @@
 from __future__ import annotations
 
 import copy
+import logging
 import pickle
 from pathlib import Path
 
 import pytest
 import torch
 from mmcv.cnn import ConvModule
+from mmengine.logging import MMLogger
 from mmengine.model import BaseModule
 from mmengine.registry import MODELS, DefaultScope
 from torch import nn
 
 import rednet
-from rednet.layers import ConvAWS2d, Involution2d
+from rednet.layers import ACBlock, ConvAWS2d, Involution2d
 
 INVOLUTION = dict(type="Involution2d", kernel_size=7, bias=False)
 
@@ -136,6 +138,47 @@ def test_convolutions_inside_own_layers_are_left_alone() -> None:
     assert isinstance(neck.outputs[0].conv, Involution2d)
     assert isinstance(neck.outputs[0].conv.conv1.conv, nn.Conv2d)
     assert isinstance(neck.down.conv, ConvAWS2d)
+
+
+def test_a_swapped_config_is_swapped_again(caplog: pytest.LogCaptureFixture) -> None:
+    inner = dict(
+        type="SwapConv",
+        module=dict(type="Pyramid"),
+        conv_cfg=dict(type="ACBlock"),
+        include="laterals",
+    )
+    neck = _build(module=inner, num_classes=7, train_cfg=None)
+    assert [type(each.conv) for each in neck.laterals] == [ACBlock, ACBlock]
+    assert _swapped(neck) == ["outputs.0.conv", "outputs.1.conv"]
+    assert neck.injected == (7, None)
+    logger = MMLogger.get_instance("swapped-again")
+    logger.addHandler(caplog.handler)
+    with caplog.at_level(logging.INFO):
+        neck.load_state_dict(Pyramid().state_dict(), strict=False)
+    assert len([line for line in caplog.messages if "2 convolutions expanded" in line]) == 1
+
+
+def test_only_convolutions_of_images_are_replaced() -> None:
+    others = [nn.ConvTranspose2d(16, 16, 3), nn.Conv1d(16, 16, 3), nn.Linear(16, 16)]
+    module = nn.Sequential(*others, nn.Conv2d(16, 16, 3, padding=1))
+    assert _swapped(rednet.swap_conv(module, INVOLUTION)) == ["3"]
+    assert list(module[:3]) == others
+    with pytest.raises(ValueError, match="it could have matched: 1$"):
+        rednet.swap_conv(nn.Sequential(others[0], nn.Conv2d(16, 16, 3)), INVOLUTION, "^0$")
+
+
+@pytest.mark.parametrize("layer", ["ACBlock", "CondConv2d", "ConvAWS2d", "ODConv2d", "SAConv2d"])
+def test_depthwise_convolutions_are_replaced_with_their_weights(layer: str) -> None:
+    convolution, image = nn.Conv2d(8, 8, 3, 2, 1, groups=8, bias=False), torch.randn(2, 8, 7, 7)
+    swapped = rednet.swap_conv(convolution, dict(type=layer), copy_weights=True).eval()
+    torch.testing.assert_close(swapped(image), convolution(image))
+
+
+def test_a_layer_that_cannot_be_depthwise_says_so_and_changes_nothing() -> None:
+    module = nn.Sequential(nn.Conv2d(8, 8, 1), nn.Conv2d(8, 8, 3, groups=8))
+    with pytest.raises(ValueError, match="^1: groups must be 1, got 8"):
+        rednet.swap_conv(module, dict(type="SPConv2d"))
+    assert type(module[0]) is nn.Conv2d
 
 
 def test_a_shared_convolution_stays_shared() -> None:
