@@ -230,7 +230,13 @@ def _deform_conv2d(
 
     Returns:
         (N, out_channels, Ho, Wo).
+
+    Raises:
+        RuntimeError: If an ONNX graph is being recorded.
     """
+    if torch.onnx.is_in_onnx_export():
+        # mmcv would put an operator of its own into the graph, which no runtime has.
+        raise RuntimeError("SAConv2d with use_deform=True cannot be exported to ONNX")
     if len(input) == 0:
         return F.conv2d(input, weight, None, stride, padding, dilation, groups)
     dtype = accumulation_dtype(offset.dtype)

@@ -1,35 +1,57 @@
-"""Export of the layers whose kernels are constant after training."""
+"""Export to ONNX: the graph of a layer runs elsewhere, for any batch and image size."""
 
 from __future__ import annotations
 
 import inspect
 import io
 
-import numpy as np
 import pytest
 import torch
 from torch import nn
 
-from tests.layers.cases import build, randomised
+from tests.layers.cases import build, randomised, registered_layers
+from tests.tolerances import assert_close
 
+pytest.importorskip("onnx")
 onnxruntime = pytest.importorskip("onnxruntime")
 
 # The exporter that does not need onnxscript; older versions of PyTorch have no other.
 EXPORTER = {"dynamo": False} if "dynamo" in inspect.signature(torch.onnx.export).parameters else {}
+# What Involution2d exports is up to its operator, and tested with that.
+LAYERS = [name for name in registered_layers() if name != "Involution2d"]
+GEOMETRIES = [dict(padding=1), dict(padding=0, stride=2), dict(padding=1, padding_mode="reflect")]
 
 
-@pytest.mark.filterwarnings("ignore::DeprecationWarning")
-@pytest.mark.parametrize("name", ["ACBlock", "ConvAWS2d", "SAConv2d", "SPConv2d"])
-@pytest.mark.parametrize("stride", [1, 2])
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::UserWarning")
+@pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning")
+@pytest.mark.parametrize("name", LAYERS)
+@pytest.mark.parametrize("geometry", GEOMETRIES, ids=str)
 @pytest.mark.parametrize("deployed", [False, True])
-def test_onnxruntime_computes_the_same(name: str, stride: int, deployed: bool) -> None:
-    layer: nn.Module = randomised(build(name, 16, 16, 3, stride=stride, padding=1)).eval()
-    image = torch.randn(2, 16, 9, 12)
-    expected = layer(image).detach().numpy()
-    if deployed:
-        layer = layer.switch_to_deploy()
-    file = io.BytesIO()
-    torch.onnx.export(layer, (image,), file, opset_version=17, input_names=["image"], **EXPORTER)
+def test_onnxruntime_computes_the_same(name: str, geometry: dict, deployed: bool) -> None:
+    layer: nn.Module = randomised(build(name, 16, 16, 3, **geometry)).eval()
+    exported = layer.switch_to_deploy() if deployed else layer
+    file, free = io.BytesIO(), {0: "batch", 2: "height", 3: "width"}
+    torch.onnx.export(
+        exported,
+        (torch.randn(2, 16, 9, 12),),
+        file,
+        opset_version=17,
+        input_names=["image"],
+        output_names=["output"],
+        dynamic_axes={"image": free, "output": free},
+        **EXPORTER,
+    )
     session = onnxruntime.InferenceSession(file.getvalue(), providers=["CPUExecutionProvider"])
-    (output,) = session.run(None, {"image": image.numpy()})
-    assert np.linalg.norm(output - expected) <= 1e-5 * np.linalg.norm(expected)
+    for size in ((2, 9, 12), (3, 12, 9), (1, 14, 15)):
+        image = torch.randn(size[0], 16, *size[1:])
+        (output,) = session.run(None, {"image": image.numpy()})
+        assert_close(torch.from_numpy(output), exported(image), 5)
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::UserWarning")
+@pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning")
+def test_a_deformable_layer_says_that_it_cannot_be_exported() -> None:
+    pytest.importorskip("mmcv._ext", reason="mmcv-lite has no deform_conv2d")
+    layer = build("SAConv2d", 16, 16, 3, padding=1, use_deform=True).eval()
+    with pytest.raises(RuntimeError, match="use_deform=True cannot be exported to ONNX"):
+        torch.onnx.export(layer, (torch.randn(2, 16, 9, 12),), io.BytesIO(), **EXPORTER)
