@@ -2,7 +2,7 @@
 
 The contenders of a case take turns, so that a machine that slows down slows all of them, and the
 median of the turns is reported. The floor is what the layer would take if its multiply-adds ran
-at the rate of nn.Conv2d's.
+at the rate of nn.Conv2d's. A last table holds the ratios to nn.Conv2d alone.
 
     python tools/benchmark_layers.py
     python tools/benchmark_layers.py --layers SAConv2d --peer SAConv2d=mmcv.ops:SAConv2d
@@ -14,7 +14,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from itertools import product
 from typing import Any, NamedTuple
 
@@ -243,6 +243,30 @@ def show(case: Case, results: dict[str, dict[str, float]]) -> None:
         )
 
 
+def summary(records: Sequence[dict[str, Any]], layers: Sequence[str]) -> Iterator[str]:
+    """Ratios to nn.Conv2d, a row for each layer and shape; those of peers in brackets."""
+    results = {tuple(each["case"].values()): each["results"] for each in records}
+    shapes = dict.fromkeys(Shape(*case[:-2]) for case in results)
+    columns = dict.fromkeys(case[-2:] for case in results)
+    heads = (f"{mode}, batch {batch}" for batch, mode in columns)
+    yield table_head("layer", "shape", *heads, "floor")
+    for layer, shape in product(layers, shapes):
+        cases = [results[shape + column] for column in columns]
+        yield table_row(
+            layer,
+            f"{shape.in_channels}-{shape.out_channels} @{shape.side} "
+            f"k{shape.kernel_size} s{shape.stride}",
+            *(_with_peers(layer, case) for case in cases),
+            f"{cases[0][layer]['floor']:.2f}",
+        )
+
+
+def _with_peers(layer: str, results: dict[str, dict[str, float]]) -> str:
+    peers = [result for name, result in results.items() if name.startswith(f"{layer} by ")]
+    ratios = ", ".join(f"{peer['ratio']:.2f}" for peer in peers)
+    return f"{results[layer]['ratio']:.2f}" + (f" ({ratios})" if peers else "")
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     """Time all the cases that the command line asks for."""
     args = parse_args(arguments)
@@ -268,6 +292,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         show(case, results)
         shown = {**shape._asdict(), "batch": batch, "mode": mode}
         records.append({"case": shown, "results": results})
+    print("", *summary(records, chosen), sep="\n")
     if args.out:
         write_results(args.out, machine, args, records)
 

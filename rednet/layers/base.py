@@ -111,6 +111,8 @@ class ConvLayer(nn.Module):
             The input, padded where the padding is not made of zeros or not symmetric, and the zero
             padding that is left to the kernel.
         """
+        if self.padding_mode == "zeros" and not isinstance(self.padding, str):
+            return input, self.padding
         before, after = self.padding_before, self.padding_after
         if self.padding_mode == "zeros" and before == after:
             return input, before
@@ -275,6 +277,11 @@ class ConvLayer(nn.Module):
 def global_average(input: Tensor) -> Tensor:
     """The mean over the pixels, (N, C, 1, 1)."""
     return input.mean((2, 3), keepdim=True)
+
+
+def pointwise(convolution: nn.Conv2d, vectors: Tensor) -> Tensor:
+    """A 1 x 1 convolution of single pixels, (N, C) to (N, O); a product is faster to call."""
+    return F.linear(vectors, convolution.weight.flatten(1), convolution.bias)
 
 
 def positive_int(name: str, value: int) -> int:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from rednet.layers.base import global_average, positive_int
+from rednet.layers.base import positive_int
 from rednet.layers.mixture import MixtureConvLayer
 from rednet.ops.geometry import IntOrPair
 from rednet.registry import CONV_LAYERS
@@ -93,7 +93,7 @@ class CondConv2d(MixtureConvLayer):
     def forward(self, input: Tensor) -> Tensor:
         """Maps (N, in_channels, H, W) to (N, out_channels, Ho, Wo)."""
         self.check_input(input)
-        logits = self.routing_fn(global_average(input).flatten(1))
+        logits = self.routing_fn(input.mean((2, 3)))
         mixture = torch.sigmoid(logits / self.temperature)
         bias = None if self.bias is None else mixture @ self.bias
         return self.convolve_mixed(input, mixture, bias)

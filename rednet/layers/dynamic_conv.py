@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from mmengine.model import kaiming_init
 from torch import Tensor, nn
 
-from rednet.layers.base import global_average, positive_int
+from rednet.layers.base import pointwise, positive_int
 from rednet.layers.mixture import MixtureConvLayer, positive_number
 from rednet.ops.geometry import IntOrPair
 from rednet.registry import CONV_LAYERS
@@ -129,4 +129,5 @@ class _Attention(nn.Module):
 
     def forward(self, input: Tensor) -> Tensor:
         """Maps (N, channels, H, W) to (N, num_kernels)."""
-        return self.fc2(F.relu(self.fc1(global_average(input)))).flatten(1)
+        hidden = F.relu(pointwise(self.fc1, input.mean((2, 3))))
+        return pointwise(self.fc2, hidden)

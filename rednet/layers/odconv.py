@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from mmengine.model import constant_init, kaiming_init
 from torch import Tensor, nn
 
-from rednet.layers.base import global_average, positive_int
+from rednet.layers.base import pointwise, positive_int
 from rednet.layers.mixture import MixtureConvLayer, positive_number
 from rednet.ops.geometry import IntOrPair
 from rednet.ops.mixed_conv import Factors
@@ -190,10 +190,11 @@ class _Attention(nn.Module):
 
     def forward(self, input: Tensor, temperature: Tensor) -> tuple[Factors, Tensor | None]:
         """Computes the factors, and the kernels' shares (N, kernels), for (N, channels, H, W)."""
-        hidden = F.relu(self._normalise(self.fc(global_average(input))))
+        squeezed = pointwise(self.fc, input.mean((2, 3)))
+        hidden = F.relu(self._normalise(squeezed[:, :, None, None])).flatten(1)
 
         def logits(head: nn.Conv2d) -> Tensor:
-            return head(hidden).flatten(1) / temperature
+            return pointwise(head, hidden) / temperature
 
         filters, taps, kernels = self.filter_fc, self.spatial_fc, self.kernel_fc
         factors = Factors(

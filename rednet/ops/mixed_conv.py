@@ -87,6 +87,8 @@ def mixed_conv2d(
     """
     _check_shapes(input, experts, mixture, bias, factors, window.groups)
     input, experts, mixture, bias, *rest = _autocast(input, experts, mixture, bias, *factors)
+    if all(factor is None for factor in rest):
+        return _convolve_mixed(input, experts, mixture, None, bias, window)
     factors = Factors(*rest)
     if _fold_into_kernels(input, experts):
         scale = _kernel_scale(factors, experts, window.groups)
@@ -173,7 +175,7 @@ def _fold_into_kernels(input: Tensor, experts: Tensor) -> bool:
 
 def _fits(input: Tensor, experts: Tensor, window: Window) -> bool:
     """Whether to convolve all samples at once. Other devices than CPUs have not been measured."""
-    if input.device.type != "cpu":
+    if input.shape[0] == 1 or input.device.type != "cpu":
         return True
     return input.shape[0] * _largest_bytes(input, experts, window) <= _WHOLE_BYTES
 
@@ -272,7 +274,7 @@ def _product(left: Tensor, right: Tensor, bias: Tensor | None) -> Tensor:
 def _grouped(input: Tensor, kernels: Tensor, bias: Tensor | None, window: Window) -> Tensor:
     batch, channels_out = kernels.shape[:2]
     output = F.conv2d(
-        _side_by_side(input),
+        input if batch == 1 else _side_by_side(input),
         kernels.flatten(0, 1),
         None if bias is None else bias.flatten(),
         window.stride,
@@ -280,7 +282,7 @@ def _grouped(input: Tensor, kernels: Tensor, bias: Tensor | None, window: Window
         window.dilation,
         window.groups * batch,
     )
-    return output.reshape(batch, channels_out, *output.shape[2:])
+    return output if batch == 1 else output.reshape(batch, channels_out, *output.shape[2:])
 
 
 def _side_by_side(images: Tensor) -> Tensor:

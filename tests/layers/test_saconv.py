@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from rednet.layers import SAConv2d
+from rednet.layers import SAConv2d, conv_aws
 
 needs_operators = pytest.mark.skipif(
     importlib.util.find_spec("mmcv._ext") is None, reason="mmcv-lite has no deform_conv2d"
@@ -168,6 +168,27 @@ def test_deformable_needs_mmcvs_operators(monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.setitem(sys.modules, "mmcv.ops", None)
     with pytest.raises(ImportError, match="use_deform=True needs mmcv with its operators"):
         SAConv2d(4, 6, 3, use_deform=True)
+
+
+@USE_DEFORM
+def test_both_convolutions_share_what_they_need(
+    use_deform: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls: list[str] = []
+
+    def count(owner: object, name: str) -> None:
+        original = getattr(owner, name)
+
+        def counted(*args: object, **kwargs: object) -> torch.Tensor:
+            calls.append(name)
+            return original(*args, **kwargs)
+
+        monkeypatch.setattr(owner, name, counted)
+
+    count(conv_aws, "standardise")
+    count(nn.functional, "avg_pool2d")
+    SAConv2d(4, 6, 3, padding=1, use_deform=use_deform)(torch.randn(2, 4, 5, 5))
+    assert sorted(calls) == ["avg_pool2d", "standardise"]
 
 
 @USE_DEFORM

@@ -22,7 +22,20 @@ def test_layers_and_peers_beside_the_convolution(
         assert record["case"]["mode"] == mode
         assert [*record["results"]] == ["nn.Conv2d", "SPConv2d", "SPConv2d by torch.nn:Conv2d"]
         assert record["results"]["nn.Conv2d"]["ratio"] == 1
-    assert "| 8-8 @5 k3 s1 b1 train | SPConv2d |" in capsys.readouterr().out
+    lines = capsys.readouterr().out.splitlines()
+    assert any(line.startswith("| 8-8 @5 k3 s1 b1 train | SPConv2d |") for line in lines)
+    ratios = [
+        f"{record['results'][name]['ratio']:.2f}"
+        for record in (forward, train)
+        for name in ("SPConv2d", "SPConv2d by torch.nn:Conv2d")
+    ]
+    floor = forward["results"]["SPConv2d"]["floor"]
+    own, peer, own_training, peer_training = ratios
+    assert lines[-3] == "| layer | shape | forward, batch 1 | train, batch 1 | floor |"
+    assert lines[-1] == (
+        f"| SPConv2d | 8-8 @5 k3 s1 | {own} ({peer}) | {own_training} ({peer_training}) "
+        f"| {floor:.2f} |"
+    )
 
 
 @pytest.mark.parametrize(
