@@ -5,11 +5,15 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from rednet.errors import ArgumentError
 from rednet.ops.geometry import Geometry, IntOrPair, Pair, pair
+
+# In torch 2.1 a mean keeps its operand for its gradient, so that this must not change any more.
+MEAN_KEEPS_OPERAND = hasattr(torch.ones(1, requires_grad=True).mean(0).grad_fn, "_saved_self")
 
 _PADDING_MODES = ("zeros", "reflect", "replicate", "circular")
 
@@ -149,7 +153,10 @@ class ConvLayer(nn.Module):
         if self.stride == (1, 1):
             return centred
         # ceil_mode: an odd side ends with a window that is partly outside, like a convolution's.
-        return F.avg_pool2d(centred, self.stride, self.stride, ceil_mode=True)
+        # Without count_include_pad, which makes no difference here but in older ONNX Runtimes.
+        return F.avg_pool2d(
+            centred, self.stride, self.stride, ceil_mode=True, count_include_pad=False
+        )
 
     def centre(self, input: Tensor) -> Tensor:
         """Shifts the input so that pixel (i, j) times the stride is the centre of window (i, j).

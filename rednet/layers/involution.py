@@ -124,4 +124,4 @@ class Involution2d(ConvLayer):
         """Generates the kernels, (N, G, Kh, Kw, Ho, Wo), from (N, out_channels, H, W)."""
         kernels = self.conv2(self.conv1(self.window_centres(input)))
         groups = self.out_channels // self.group_channels
-        return kernels.unflatten(1, (groups, *self.kernel_size))
+        return kernels.reshape(kernels.shape[0], groups, *self.kernel_size, *kernels.shape[2:])

@@ -11,7 +11,7 @@ from mmengine.model import constant_init
 from torch import Tensor, nn
 
 from rednet.errors import MissingDependencyError
-from rednet.layers.base import global_average
+from rednet.layers.base import MEAN_KEEPS_OPERAND, global_average
 from rednet.layers.conv_aws import StandardisedConv, standardised_state
 from rednet.layers.padding import pad_image
 from rednet.ops.dtypes import accumulation_dtype
@@ -142,7 +142,8 @@ class SAConv2d(StandardisedConv):
             far = self._convolved(input, large, ATROUS_RATE)
         # In place where nothing keeps the operand: fresh memory costs more than the arithmetic.
         output = (switch.to(near.dtype) * near.sub_(far)).add_(far)
-        return output.add_(self.post_context(global_average(output)))
+        context = self.post_context(global_average(output))
+        return output + context if MEAN_KEEPS_OPERAND else output.add_(context)
 
     def _switch(self, input: Tensor) -> Tensor:
         """The switch, (N, 1, Ho, Wo): averaged after the 1 x 1 convolution, over one channel."""

@@ -6,9 +6,11 @@ import torch
 from torch import Tensor
 
 import rednet.ops.library  # noqa: F401  (defines torch.ops.rednet)
+from rednet.ops import onnx
 from rednet.ops.autocast import autocast_dtype
 from rednet.ops.dtypes import SUPPORTED_DTYPES
 from rednet.ops.geometry import Geometry, IntOrPair, pair
+from rednet.ops.tracing import is_exporting_to_onnx
 
 
 def involution2d(
@@ -59,6 +61,8 @@ def involution2d(
     _check_output_size(input, weight, geometry)
     input, weight = _autocast(input, weight)
     _check_dtypes(input, weight)
+    if is_exporting_to_onnx():
+        return onnx.involution2d(input, weight, geometry)
     return torch.ops.rednet.involution2d(
         input, weight, geometry.stride, geometry.padding, geometry.dilation
     )

@@ -202,13 +202,12 @@ def _largest_bytes(input: Tensor, experts: Tensor, window: Window) -> int:
 def _kernel_scale(factors: Factors, experts: Tensor, groups: int) -> Tensor | None:
     """The product of the factors, which broadcasts to (N, O, C / groups, Kh, Kw)."""
     _, filters, depth, height, width = experts.shape
-    shapes = (
-        (groups, 1, depth, 1, 1),
-        (groups, filters // groups, 1, 1, 1),
-        (1, 1, 1, height, width),
-    )
     scale = None
-    for factor, shape in zip(factors, shapes, strict=True):
+    for factor, shape in (
+        (factors.channels, (groups, 1, depth, 1, 1)),
+        (factors.filters, (groups, filters // groups, 1, 1, 1)),
+        (factors.taps, (1, 1, 1, height, width)),
+    ):
         if factor is not None:
             shaped = factor.view(factor.shape[0], *shape)
             scale = shaped if scale is None else scale * shaped

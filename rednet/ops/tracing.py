@@ -22,3 +22,8 @@ def is_exporting() -> bool:
     cannot be told from torch.compile.
     """
     return torch.jit.is_tracing() or (_is_exporting is not None and _is_exporting())
+
+
+def is_exporting_to_onnx() -> bool:
+    """Whether torch.onnx.export records."""
+    return is_exporting() and torch.onnx.is_in_onnx_export()

@@ -17,17 +17,19 @@ onnxruntime = pytest.importorskip("onnxruntime")
 
 # The exporter that does not need onnxscript; older versions of PyTorch have no other.
 EXPORTER = {"dynamo": False} if "dynamo" in inspect.signature(torch.onnx.export).parameters else {}
-# What Involution2d exports is up to its operator, and tested with that.
-LAYERS = [name for name in registered_layers() if name != "Involution2d"]
+# Standardised kernels are a layer_norm without a scale, which torch 2.1 exports wrongly.
+LAYER_NORM_LACKS_SCALE = torch.__version__.startswith("2.1.")
 GEOMETRIES = [dict(padding=1), dict(padding=0, stride=2), dict(padding=1, padding_mode="reflect")]
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::UserWarning")
 @pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning")
-@pytest.mark.parametrize("name", LAYERS)
+@pytest.mark.parametrize("name", registered_layers())
 @pytest.mark.parametrize("geometry", GEOMETRIES, ids=str)
 @pytest.mark.parametrize("deployed", [False, True])
 def test_onnxruntime_computes_the_same(name: str, geometry: dict, deployed: bool) -> None:
+    if LAYER_NORM_LACKS_SCALE and name in ("ConvAWS2d", "SAConv2d") and not deployed:
+        pytest.skip("this torch exports no layer_norm without a scale; switch_to_deploy first")
     layer: nn.Module = randomised(build(name, 16, 16, 3, **geometry)).eval()
     exported = layer.switch_to_deploy() if deployed else layer
     file, free = io.BytesIO(), {0: "batch", 2: "height", 3: "width"}
