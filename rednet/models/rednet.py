@@ -6,6 +6,7 @@ import logging
 from collections.abc import Sequence
 from typing import Any
 
+import torch
 import torch.utils.checkpoint as checkpoint
 from mmcv.cnn import ConvModule, build_conv_layer, build_norm_layer
 from mmengine.logging import print_log
@@ -16,6 +17,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from rednet.errors import ArgumentError
 from rednet.layers.involution import Involution2d
 from rednet.models.stem_kernel import widen_stem_kernel
+from rednet.ops.tracing import is_exporting
 from rednet.registry import MODELS
 
 ConfigDict = dict | None
@@ -120,7 +122,7 @@ class Bottleneck(BaseModule):
         output = self.relu(getattr(self, self.norm1_name)(self.conv1(input)))
         output = self.relu(getattr(self, self.norm2_name)(self.conv2(output)))
         output = self.norm3(self.conv3(output))
-        return output + (input if self.downsample is None else self.downsample(input))
+        return output.add_(input if self.downsample is None else self.downsample(input))
 
 
 def _shortcut(
@@ -179,7 +181,8 @@ class RedNet(BaseModule):
     Shape:
         - Input: (N, in_channels, H, W)
         - Output: a tuple of maps, stage i at 1 / 2**(i + 2) of the input's size, rounded up, with
-          ``4 * base_channels * 2**i`` channels.
+          ``4 * base_channels * 2**i`` channels, in the input's memory format (NCHW or
+          channels_last).
 
     Raises:
         ArgumentError: If an argument has a value that cannot be served.
@@ -265,12 +268,13 @@ class RedNet(BaseModule):
 
     def forward(self, input: Tensor) -> tuple[Tensor, ...]:
         """Maps an image (N, in_channels, H, W) to the tuple of the ``out_indices`` stages' maps."""
-        output = self.maxpool(self.stem(input))
+        rearranged = _is_faster_in_channels_last(input)
+        output = self.maxpool(self.stem(_channels_last(input) if rearranged else input))
         outputs = []
         for index, name in enumerate(self.stage_names):
             output = getattr(self, name)(output)
             if index in self.out_indices:
-                outputs.append(output)
+                outputs.append(output.contiguous() if rearranged else output)
         return tuple(outputs)
 
     def train(self, mode: bool = True) -> RedNet:
@@ -288,6 +292,22 @@ class RedNet(BaseModule):
             return
         for name in ("stem", *self.stage_names[: self.frozen_stages]):
             getattr(self, name).eval().requires_grad_(False)
+
+
+def _is_faster_in_channels_last(image: Tensor) -> bool:
+    """Whether to compute on an NCHW image in channels_last, and give the maps back in NCHW.
+
+    On a CPU the whole network is faster for it (docs/performance.md); on a GPU the layout is left
+    to the user. ONNX knows no memory formats, so exported graphs keep the image's own.
+    """
+    return image.device.type == "cpu" and image.stride(1) != 1 and not is_exporting()
+
+
+def _channels_last(image: Tensor) -> Tensor:
+    # torch.func.vmap refuses memory_format=torch.channels_last. A clone, since contiguous() would
+    # leave an image of one channel as it is.
+    pixels = image.permute(0, 2, 3, 1).clone(memory_format=torch.contiguous_format)
+    return pixels.permute(0, 3, 1, 2)
 
 
 def _stem(

@@ -10,7 +10,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from rednet import ops
 from rednet.layers import Involution2d
-from rednet.models import RedNet
+from rednet.models import RedNet, rednet
 from tests.tolerances import assert_close
 
 TINY = dict(depth=26, stem_channels=32, base_channels=16, out_indices=(0, 1, 2, 3))
@@ -27,10 +27,11 @@ def image() -> Tensor:
     return torch.randn(2, 3, 33, 47, generator=torch.Generator().manual_seed(0))
 
 
-def test_golden_vectors(golden: Callable) -> None:
+def test_golden_vectors(golden: Callable, monkeypatch: pytest.MonkeyPatch) -> None:
     # The vectors' random weights overflow float32 in the last stage. The few gradients that stay
     # finite depend on which sums overflow, and so on the order of summation: only the unfold of the
-    # reference reproduces them.
+    # reference, in NCHW, reproduces them.
+    monkeypatch.setattr(rednet, "_is_faster_in_channels_last", lambda image: False)
     with ops.backend("reference"):
         compared = golden("rednet26_tiny_cls").check(_tiny())
     assert {"y/0", "y/1", "y/2", "grad/layer4.0.bn3.bias"} <= set(compared)
@@ -41,7 +42,8 @@ def test_golden_outputs_by_the_default_backend(golden: Callable) -> None:
     model = _tiny().eval()
     model.load_state_dict(vectors.state)
     for actual, expected in list(zip(model(vectors.x), vectors.outputs, strict=True))[:3]:
-        torch.testing.assert_close(actual, expected, rtol=1e-5, atol=1e-5 * expected.abs().max())
+        # Against float64, the vectors themselves are off by 3e-6 and our third map by 1.4e-5.
+        torch.testing.assert_close(actual, expected, rtol=2e-5, atol=2e-5 * expected.abs().max())
 
 
 @pytest.mark.parametrize(
@@ -80,6 +82,41 @@ def test_maps_have_a_resnets_sizes(size: tuple[int, int]) -> None:
     for index, map in enumerate(maps):
         scale = 2 ** (index + 2)
         assert map.shape == (1, 64 * 2**index, -(-size[0] // scale), -(-size[1] // scale))
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize("cropped", [False, True])
+def test_maps_come_in_the_images_memory_format(channels: int, cropped: bool) -> None:
+    model = _tiny(in_channels=channels).eval()
+    image = torch.randn(2, channels, 40, 44)
+    image = image[..., 2:-2, 3:-4] if cropped else image
+    plain = model(image)
+    assert all(map.is_contiguous() for map in plain)
+    last = model(image.clone(memory_format=torch.channels_last))
+    assert all(map.is_contiguous(memory_format=torch.channels_last) for map in last)
+    for actual, expected in zip(last, plain, strict=True):
+        assert torch.equal(actual, expected)
+
+
+@pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning")
+def test_a_cpu_computes_in_channels_last_but_exports_in_the_images_layout(image: Tensor) -> None:
+    model = _tiny().eval()
+    layouts = []
+    model.maxpool.register_forward_hook(lambda _, inputs, output: layouts.append(inputs[0]))
+    maps = model(image)
+    traced = torch.jit.trace(model, (image,), check_trace=False)
+    first, second = (each.is_contiguous(memory_format=torch.channels_last) for each in layouts)
+    assert (first, second) == (True, False)
+    for actual, expected in zip(traced(image), maps, strict=True):
+        torch.testing.assert_close(actual, expected)
+
+
+def test_vmap_maps_over_images_and_over_models() -> None:
+    model = _tiny(out_indices=(3,)).eval()
+    images = torch.randn(3, 2, 3, 32, 32)
+    (maps,) = torch.func.vmap(model)(images)
+    expected = torch.stack([model(each)[0] for each in images])
+    torch.testing.assert_close(maps, expected)
 
 
 def test_out_indices_select_maps_and_one_map_is_a_tuple(image: Tensor) -> None:
