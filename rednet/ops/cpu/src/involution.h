@@ -182,7 +182,11 @@ class GroupRows {
   void read_pixels(const Stored* from, int64_t count, Sum* to) const {
     const ptrdiff_t c_step = tensor_.strides[1], x_step = tensor_.strides[3];
     if (c_step == 1) {
-      for (int64_t x = 0; x < count; ++x) load(to + x * pixel_, from + x * x_step, 1, channels_);
+      for (int64_t c = 0; c < channels_; c += lanes) {
+        const int64_t channels = smaller(channels_ - c, lanes);
+        for (int64_t x = 0; x < count; ++x)
+          write(to + x * pixel_ + c, load_vector<Sum>(from + x * x_step + c, 1, channels));
+      }
       return;
     }
     for (int64_t i = 0; i < ceil_div(count, lanes); ++i) {
@@ -196,7 +200,11 @@ class GroupRows {
   void write_pixels(const Sum* from, int64_t count, Stored* to) const {
     const ptrdiff_t c_step = tensor_.strides[1], x_step = tensor_.strides[3];
     if (c_step == 1) {
-      for (int64_t x = 0; x < count; ++x) store(to + x * x_step, from + x * pixel_, 1, channels_);
+      for (int64_t c = 0; c < channels_; c += lanes) {
+        const int64_t channels = smaller(channels_ - c, lanes);
+        for (int64_t x = 0; x < count; ++x)
+          store_vector<Sum>(to + x * x_step + c, read(from + x * pixel_ + c), 1, channels);
+      }
       return;
     }
     for (int64_t c = 0; c < channels_; c += lanes) {
@@ -290,6 +298,8 @@ SumPixels<Sum> choose_kernel(const Window<Sum>& window) {
   const bool dense = window.weight_step == 1;
   if (neighbours && window.column_count == 3)
     return dense ? sum_pixels_of_rows<Sum, Pixels, 3, true> : sum_pixels_of_rows<Sum, Pixels, 3, false>;
+  if (neighbours && window.column_count == 4)  // every other one of 7
+    return dense ? sum_pixels_of_rows<Sum, Pixels, 4, true> : sum_pixels_of_rows<Sum, Pixels, 4, false>;
   if (neighbours && window.column_count == 5)
     return dense ? sum_pixels_of_rows<Sum, Pixels, 5, true> : sum_pixels_of_rows<Sum, Pixels, 5, false>;
   if (neighbours && window.column_count == 7)
@@ -525,7 +535,7 @@ class GradInput {
       while (before > from && shift(before - 1) <= i - h.output) --before;
       window.columns = columns + from;
       window.column_count = before - from;
-      sum_pixels<Sum, 1>(window, i, to);
+      sum_pixel(window, i, to);
     };
     for (int64_t i = first; i < inner_first; ++i) sum_border(i);
     for (int64_t i = inner_end; i < end; ++i) sum_border(i);

@@ -65,6 +65,16 @@ class Sums {
     }
   }
 
+  void write_total_to(Sum* to) const {
+#pragma GCC unroll 16
+    for (int v = 0; v < kVectors; ++v) {
+      Vector<Sum> total = total_[0][v];
+#pragma GCC unroll 16
+      for (int p = 1; p < Pixels; ++p) total += total_[p][v];
+      write(to + v * kLanes<Sum>, total);
+    }
+  }
+
  private:
   Vector<Sum> total_[Pixels][kVectors] = {};
 };
@@ -88,7 +98,28 @@ void sum_pixels(const Window<Sum>& window, int64_t first, Sum* to) {
   }
 }
 
-// The same for a kernel `Columns` wide whose neighbouring columns read neighbouring pixels (stride and dilation 1): each
+// Any kernel at one pixel. Neighbouring columns add to sums of their own, which need not wait for each other.
+template <typename Sum>
+void sum_pixel(const Window<Sum>& window, int64_t pixel, Sum* to) {
+  constexpr int kSums = 4;
+  for (int64_t line = 0; line < window.lines * kLine<Sum>; line += kLine<Sum>) {
+    Sums<Sum, kSums> sums;
+    for (int64_t r = 0; r < window.row_count; ++r) {
+      const Sum* weight = window.rows[r].weight + pixel * window.weight_step;
+      const Sum* numbers = window.rows[r].pixel + pixel * window.pixel_step + line;
+      for (int64_t c = 0; c < window.column_count; c += kSums) {
+#pragma GCC unroll 16
+        for (int i = 0; i < kSums; ++i) {
+          if (c + i < window.column_count)
+            sums.add(i, weight[window.columns[c + i].weight], numbers + window.columns[c + i].pixel);
+        }
+      }
+    }
+    sums.write_total_to(to + pixel * window.sum_step + line);
+  }
+}
+
+// sum_pixels for a kernel `Columns` wide whose neighbouring columns read neighbouring pixels (stride and dilation 1): each
 // pixel is read once for all columns. With `Dense`, weight_step is 1.
 template <typename Sum, int Pixels, int Columns, bool Dense>
 void sum_pixels_of_rows(const Window<Sum>& window, int64_t first, Sum* to) {
