@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import random
+from typing import Any, NamedTuple
+
 import torch
 from torch import Tensor
 
+from rednet.ops import reference
 from rednet.ops.geometry import Geometry
+from tests.tolerances import assert_close
 
 GEOMETRIES = {
     "RedNet": Geometry((7, 7), (1, 1), (3, 3), (1, 1)),
@@ -48,3 +53,70 @@ def involution_by_loops(input: Tensor, weight: Tensor, geometry: Geometry) -> Te
                     kernel = kernel.repeat_interleave(channels // groups, dim=1)
                     output[:, :, row, column] += kernel * input[:, :, y, x]
     return output
+
+
+class Case(NamedTuple):
+    """A problem for all three operations."""
+
+    geometry: Geometry
+    batch: int
+    channels: int
+    groups: int
+    height: int
+    width: int
+
+    def operands(
+        self, dtype: torch.dtype, memory_format: torch.memory_format, device: torch.device | str
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Input, weight and a gradient of the output, rounded to the dtype."""
+        size = self.geometry.output_size(self.height, self.width)
+        taps = self.geometry.kernel_size[0] * self.geometry.kernel_size[1]
+
+        def draw(channels: int, *size: int) -> Tensor:
+            planes = torch.randn(self.batch, channels, *size, dtype=torch.float64).to(device, dtype)
+            return planes.contiguous(memory_format=memory_format)
+
+        weight = draw(self.groups * taps, *size)
+        return (
+            draw(self.channels, self.height, self.width),
+            weight.unflatten(1, (self.groups, *self.geometry.kernel_size)),
+            draw(self.channels, *size),
+        )
+
+
+def random_case(widths: tuple[int, ...] = (1, 2, 3, 4, 5, 6, 7, 8)) -> Case:
+    """Anything: rectangular, strided, dilated, with tails of channels; the output is not empty."""
+
+    def pair(low: int, high: int) -> tuple[int, int]:
+        return random.randint(low, high), random.randint(low, high)
+
+    kernel = random.randint(1, 8), random.choice(widths)
+    geometry = Geometry(kernel, pair(1, 3), pair(0, 4), pair(1, 3))
+    least = (
+        max(1, geometry.dilation[side] * (kernel[side] - 1) + 1 - 2 * geometry.padding[side])
+        for side in (0, 1)
+    )
+    height, width = (side + random.randint(0, 12) for side in least)
+    groups, group_channels = random.randint(1, 5), random.choice((1, 3, 8, 16, 24))
+    return Case(geometry, random.randint(1, 2), groups * group_channels, groups, height, width)
+
+
+def check_operations(
+    backend: Any,
+    case: Case,
+    dtype: torch.dtype,
+    memory_format: torch.memory_format,
+    device: torch.device | str = "cpu",
+) -> None:
+    """Compares a backend's three operations with the float64 reference; results start as NaN."""
+    input, weight, grad = case.operands(dtype, memory_format, device)
+    for operation, first, second, like in (
+        ("forward", input, weight, grad),
+        ("grad_input", grad, weight, input),
+        ("grad_weight", grad, input, weight),
+    ):
+        expected = torch.empty_like(like, dtype=torch.float64)
+        getattr(reference, operation)(first.double(), second.double(), expected, case.geometry)
+        actual = torch.full_like(like, torch.nan)
+        getattr(backend, operation)(first, second, actual, case.geometry)
+        assert_close(actual, expected)

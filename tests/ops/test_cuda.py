@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from rednet import ops
-from rednet.ops import backends, involution2d, reference
+from rednet.ops import backends, involution2d
 from rednet.ops.backends import Backend
 from rednet.ops.cuda import availability
 from rednet.ops.cuda.backend import CudaInvolution
@@ -21,6 +21,7 @@ from rednet.ops.cuda.compiler import read_source
 from rednet.ops.cuda.plan import MOST_BLOCKS, SHARED_BYTES, Launch, plan
 from rednet.ops.cuda.problem import PROBLEM, THREADS, Call, all_specialisations
 from rednet.ops.geometry import Geometry
+from tests.ops.cases import Case, check_operations, random_case
 from tests.ops.cuda_host.host import COMPILER, HostCompiler
 from tests.tolerances import RELATIVE_ERROR, assert_close
 
@@ -28,14 +29,16 @@ needs_compiler = pytest.mark.skipif(COMPILER is None, reason="needs a C++ compil
 OPERATIONS = ("forward", "grad_input", "grad_weight")
 DTYPES = list(RELATIVE_ERROR)
 FORMATS = {"contiguous": torch.contiguous_format, "channels_last": torch.channels_last}
-# Geometry, batch, channels, groups, height, width: each reaches code that the others do not.
+# Each reaches code that the others do not.
 CASES = {
-    "RedNet": (Geometry((7, 7), (1, 1), (3, 3), (1, 1)), 2, 64, 4, 14, 14),
-    "RedNet, stride 2": (Geometry((7, 7), (2, 2), (3, 3), (1, 1)), 1, 32, 2, 15, 13),
-    "RedNet's stem": (Geometry((3, 3), (1, 1), (1, 1), (1, 1)), 1, 32, 2, 17, 30),
-    "tails of channels, dilated": (Geometry((3, 3), (1, 1), (2, 4), (2, 4)), 2, 15, 5, 9, 11),
-    "groups of 40, rectangular, even": (Geometry((4, 6), (2, 3), (3, 0), (3, 2)), 2, 80, 2, 17, 14),
-    "stride meets dilation": (Geometry((5, 3), (2, 2), (5, 4), (2, 4)), 1, 6, 3, 12, 19),
+    "RedNet": Case(Geometry((7, 7), (1, 1), (3, 3), (1, 1)), 2, 64, 4, 14, 14),
+    "RedNet, stride 2": Case(Geometry((7, 7), (2, 2), (3, 3), (1, 1)), 1, 32, 2, 15, 13),
+    "RedNet's stem": Case(Geometry((3, 3), (1, 1), (1, 1), (1, 1)), 1, 32, 2, 17, 30),
+    "tails of channels, dilated": Case(Geometry((3, 3), (1, 1), (2, 4), (2, 4)), 2, 15, 5, 9, 11),
+    "groups of 40, rectangular, even": Case(
+        Geometry((4, 6), (2, 3), (3, 0), (3, 2)), 2, 80, 2, 17, 14
+    ),
+    "stride meets dilation": Case(Geometry((5, 3), (2, 2), (5, 4), (2, 4)), 1, 6, 3, 12, 19),
 }
 # One thread format for each dtype: the index arithmetic has no dtype, the conversions no geometry.
 COMBINATIONS = [
@@ -54,56 +57,44 @@ def cuda(compiler: HostCompiler) -> CudaInvolution:
     return CudaInvolution(compiler)
 
 
-def _check(cuda: CudaInvolution, case: tuple, dtype: torch.dtype, memory_format: object) -> None:
-    """Compares all three operations with the float64 reference; results start as NaN."""
-    geometry, batch, channels, groups, height, width = case
-    size = geometry.output_size(height, width)
-    taps = geometry.kernel_size[0] * geometry.kernel_size[1]
-
-    def draw(channels: int, *size: int) -> Tensor:
-        planes = torch.randn(batch, channels, *size, dtype=torch.float64).to(dtype)
-        return planes.contiguous(memory_format=memory_format)
-
-    input, grad = draw(channels, height, width), draw(channels, *size)
-    weight = draw(groups * taps, *size).unflatten(1, (groups, *geometry.kernel_size))
-    for operation, first, second, like in (
-        ("forward", input, weight, grad),
-        ("grad_input", grad, weight, input),
-        ("grad_weight", grad, input, weight),
-    ):
-        expected = torch.empty_like(like, dtype=torch.float64)
-        getattr(reference, operation)(first.double(), second.double(), expected, geometry)
-        actual = torch.full_like(like, torch.nan)
-        getattr(cuda, operation)(first, second, actual, geometry)
-        assert_close(actual, expected)
-
-
 @needs_compiler
 @pytest.mark.parametrize(("name", "dtype", "format"), COMBINATIONS, ids=str)
 def test_kernels_agree_with_the_reference(
     cuda: CudaInvolution, name: str, dtype: torch.dtype, format: str
 ) -> None:
-    _check(cuda, CASES[name], dtype, FORMATS[format])
+    check_operations(cuda, CASES[name], dtype, FORMATS[format])
 
 
-def _random_case() -> tuple:
+def _random_image() -> Case:
     """RedNet's kernel width; image, batch, groups and padding are random."""
     geometry = Geometry((random.randint(1, 8), 7), (1, 1), (random.randint(0, 4), 3), (1, 1))
     groups = random.randint(1, 5)
     height, width = random.randint(8, 20), random.randint(1, 20)
-    return geometry, random.randint(1, 2), groups * random.choice((3, 16)), groups, height, width
+    channels = groups * random.choice((3, 16))
+    return Case(geometry, random.randint(1, 2), channels, groups, height, width)
 
 
 @needs_compiler
 @pytest.mark.parametrize("memory_format", FORMATS.values(), ids=FORMATS)
-def test_random_shapes_agree_and_compile_once(
-    cuda: CudaInvolution, compiler: HostCompiler, memory_format: object
+def test_random_images_agree_and_compile_once(
+    cuda: CudaInvolution, compiler: HostCompiler, memory_format: torch.memory_format
 ) -> None:
     before = set(compiler.compiled)
     for _ in range(15):
-        _check(cuda, _random_case(), torch.float32, memory_format)
+        check_operations(cuda, _random_image(), torch.float32, memory_format)
     assert len(compiler.compiled) == len(set(compiler.compiled))
     assert len(set(compiler.compiled) - before) <= len(OPERATIONS)
+
+
+@needs_compiler
+@pytest.mark.parametrize("memory_format", FORMATS.values(), ids=FORMATS)
+def test_random_geometries_agree(
+    cuda: CudaInvolution, compiler: HostCompiler, memory_format: torch.memory_format
+) -> None:
+    for _ in range(15):
+        # Widths that are not specialised, so that one kernel serves all of them.
+        check_operations(cuda, random_case((1, 2, 4, 6, 8)), torch.float64, memory_format)
+    assert len(compiler.compiled) == len(set(compiler.compiled))
 
 
 def _count_only(launches: list[Launch]) -> CudaInvolution:

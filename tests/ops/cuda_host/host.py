@@ -1,8 +1,20 @@
-"""Compiles the CUDA kernels for the CPU and launches them there, in place of CuPy."""
+r"""Compiles the CUDA kernels for the CPU and launches them there, in place of CuPy.
+
+``CUDA_HOST_FLAGS`` adds flags to the compiler's. With a sanitizer the tests find accesses out of
+bounds, misaligned ones, undefined arithmetic and races between the threads of a block:
+
+    CUDA_HOST_FLAGS="-fsanitize=address,undefined -fno-sanitize-recover=all" \
+        LD_PRELOAD="$(g++ -print-file-name=libasan.so) $(g++ -print-file-name=libstdc++.so)" \
+        ASAN_OPTIONS=detect_leaks=0 python -m pytest -s tests/ops/test_cuda.py
+    CUDA_HOST_FLAGS=-fsanitize=thread \
+        LD_PRELOAD="$(g++ -print-file-name=libtsan.so) $(g++ -print-file-name=libstdc++.so)" \
+        TSAN_OPTIONS=halt_on_error=1 setarch -R python -m pytest -s tests/ops/test_cuda.py
+"""
 
 from __future__ import annotations
 
 import ctypes
+import os
 import shutil
 import subprocess
 from pathlib import Path
@@ -17,6 +29,7 @@ from rednet.ops.cuda.problem import PROBLEM, Specialisation
 FOLDER = Path(__file__).parent
 COMPILER = shutil.which("g++") or shutil.which("clang++")
 _FLAGS = ("-std=c++17", "-O1", "-Wall", "-Wextra", "-Wno-unknown-pragmas", "-Wno-unused", "-Werror")
+_MORE_FLAGS = os.environ.get("CUDA_HOST_FLAGS", "").split()
 
 
 class HostCompiler:
@@ -56,7 +69,7 @@ def build(specialisation: Specialisation, target: Path, *flags: str) -> Path:
     ]
     source = target.with_suffix(".cpp")
     source.write_text("".join(text))
-    subprocess.run([COMPILER, *_FLAGS, *flags, "-o", target, source], check=True)
+    subprocess.run([COMPILER, *_FLAGS, *_MORE_FLAGS, *flags, "-o", target, source], check=True)
     return target
 
 
