@@ -1,9 +1,10 @@
 r"""Time whole models and measure their memory, on random images.
 
 Several models are timed in turns in one process, so that whatever else the machine does falls on
-all of them; the ratio is to the first. A step is inference (with a detector's box selection), with
---train forward, backward and optimizer step. Memory is the peak that one step adds to the model:
-of the device's allocator on a GPU, of the resident set on Linux without one.
+all of them; the ratio is to the first, which is a peer where there is one. A step is inference
+(with a detector's box selection), with --train forward, backward and optimizer step. Memory is the
+peak that one step adds to the model: of the device's allocator on a GPU, of the resident set on
+Linux without one.
 
 With --plain, or a --peer, a step has no preprocessing or postprocessing: a classifier's scores of
 float images that are on the device, with --train cross entropy, backward and SGD with momentum.
@@ -125,15 +126,15 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
 def _steps(args: argparse.Namespace) -> dict[str, Action]:
     """One step of each model, by the model's name."""
     steps: dict[str, Action] = {}
+    for address in args.peer:
+        name, factory = load(address)
+        steps[name] = _step_of_classifier(_placed(factory(), args), args)
     for path in args.configs:
         config = read_config(path, args.cfg_options)[0]
         name = Path(path).stem
         steps[path if name in steps else name] = (_plain_step if args.plain else _step)(
             config, args
         )
-    for address in args.peer:
-        name, factory = load(address)
-        steps[name] = _step_of_classifier(_placed(factory(), args), args)
     return steps
 
 

@@ -54,7 +54,7 @@ def test_a_plain_classifier_beside_a_module_of_the_users(
     assert benchmark(CLASSIFIER, "--peer", f"{peer}:tiny", "--amp", "--channels-last", *mode) == 0
     lines = capsys.readouterr().out.strip().splitlines()
     assert "plain" in lines[1] and "bfloat16, channels_last" in lines[1]
-    assert lines[-2].startswith("| rednet26_digits |") and lines[-1].startswith("| peer:tiny |")
+    assert lines[-2].startswith("| peer:tiny |") and lines[-1].startswith("| rednet26_digits |")
 
 
 @pytest.mark.parametrize(

@@ -196,7 +196,8 @@ class Tiling:
 
     def fits(self) -> bool:
         """Whether the device can hold a block and the grid."""
-        return self.band > 0 and self.blocks <= MOST_BLOCKS
+        _, groups = self._images_and_groups
+        return self.band > 0 and max(self.blocks, groups) <= MOST_BLOCKS
 
     def cost(self) -> float:
         """Estimated clock cycles of one multiprocessor for the whole grid.
