@@ -44,9 +44,10 @@ from rednet.registry import CONV_LAYERS
 CONVOLUTION = "nn.Conv2d"
 WIDTH, SIDE, PADDING, BATCH = 32, 16, 2, 64
 LEARNING_RATE, WEIGHT_DECAY = 2e-3, 0.05
+BUDGET = ("images", "steps", "seeds", "cooling")
 LAST_STEPS = 20
 WARM_UP_TURNS, TURNS = 3, 40
-# The layers whose publication lowers the temperature; it does so over the first half here.
+# The layers whose publication lowers the temperature.
 TEMPERED = ("DynamicConv2d", "ODConv2d")
 START_TEMPERATURE = 30.0
 # What the publication would use in place of a 3 x 3 convolution.
@@ -114,6 +115,13 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--seeds", type=int, default=3, help="trainings of each layer")
     parser.add_argument("--images", type=int, default=20, help="images of each class to train on")
     parser.add_argument("--steps", type=int, default=300, help="steps of each training")
+    parser.add_argument(
+        "--cooling",
+        type=float,
+        default=0.5,
+        help="share of the steps in which temperatures fall from 30 to 1 (%(default)s); "
+        "publications take 10 of 100 epochs, but a tenth of a few hundred steps is too short",
+    )
     parser.add_argument("--threads", type=int, help="CPU threads; default: PyTorch's choice")
     parser.add_argument("--out", type=Path, default=Path("work_dirs/compare_layers"))
     parser.add_argument("--overwrite", action="store_true", help="train what is there as well")
@@ -151,7 +159,7 @@ def _split(data: Data, images_a_class: int, generator: torch.Generator) -> tuple
 
 
 def _check_budget(results: list[dict[str, Any]], args: argparse.Namespace) -> None:
-    budget = dict(images=args.images, steps=args.steps, seeds=args.seeds)
+    budget = {key: getattr(args, key) for key in BUDGET}
     for result in results:
         theirs = {key: result[key] for key in budget}
         if theirs != budget:
@@ -178,16 +186,15 @@ def _compare(name: str, data: Data, args: argparse.Namespace) -> dict[str, Any]:
         train, test = _split(data, args.images, generator)
         torch.manual_seed(seed)
         model = build(name)
-        losses.append(_train(model, train, args.steps, generator, name in TEMPERED))
+        cooling_steps = args.cooling * args.steps if name in TEMPERED else 0.0
+        losses.append(_train(model, train, args.steps, generator, cooling_steps))
         accuracies.append(_accuracy(model, *test))
         print(f"{name} seed {seed}: {accuracies[-1]:.2f} %", flush=True)
     cost = measure(build(name), data[0][:1])[""]
     return dict(
         layer=name,
         keywords=KEYWORDS.get(name, {}),
-        images=args.images,
-        steps=args.steps,
-        seeds=args.seeds,
+        **{key: getattr(args, key) for key in BUDGET},
         accuracies=accuracies,
         final_losses=losses,
         parameters=cost.parameters,
@@ -204,7 +211,7 @@ def build(name: str) -> Network:
 
 
 def _train(
-    model: Network, data: Data, steps: int, generator: torch.Generator, tempered: bool
+    model: Network, data: Data, steps: int, generator: torch.Generator, cooling_steps: float
 ) -> float:
     """Returns the mean loss of the last steps."""
     optimizer = torch.optim.AdamW(model.parameters(), LEARNING_RATE, weight_decay=WEIGHT_DECAY)
@@ -212,8 +219,8 @@ def _train(
     losses = []
     model.train()
     for step in range(steps):
-        if tempered:
-            temperature = 1 + (START_TEMPERATURE - 1) * max(0.0, 1 - 2 * step / steps)
+        if cooling_steps:
+            temperature = 1 + (START_TEMPERATURE - 1) * max(0.0, 1 - step / cooling_steps)
             for layer in layers_with_temperature(model):
                 layer.set_temperature(temperature)
         losses.append(_step(model, optimizer, *_batch(data, generator)))
@@ -295,8 +302,9 @@ def _label(result: dict[str, Any]) -> str:
 def _draw(results: list[dict[str, Any]], milliseconds: dict[str, float], path: Path) -> None:
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(9, 0.45 * len(results) + 1.6), layout="constrained")
-    accuracy, parameters, speed = figure.subplots(1, 3, sharey=True, width_ratios=(2, 1, 1))
+    figure = Figure(figsize=(10, 0.45 * len(results) + 1.6), layout="constrained")
+    panels = figure.subplots(1, 4, sharey=True, width_ratios=(2, 1, 1, 1))
+    accuracy, parameters, operations, speed = panels
     rows = range(len(results))
     for row, each in zip(rows, results, strict=True):
         colour = "#555555" if each["layer"] == CONVOLUTION else "#1f6f8b"
@@ -304,6 +312,7 @@ def _draw(results: list[dict[str, Any]], milliseconds: dict[str, float], path: P
         accuracy.scatter(values, [row] * len(values), s=22, color=colour, alpha=0.5, linewidths=0)
         accuracy.plot(statistics.fmean(values), row, "|", color=colour, markersize=16, mew=2.5)
         parameters.barh(row, each["parameters"] / 1e3, color=colour, height=0.55)
+        operations.barh(row, each["macs"] / 1e6, color=colour, height=0.55)
         speed.barh(row, milliseconds.get(each["layer"], 0), color=colour, height=0.55)
     baseline = next((each for each in results if each["layer"] == CONVOLUTION), None)
     if baseline:
@@ -313,6 +322,7 @@ def _draw(results: list[dict[str, Any]], milliseconds: dict[str, float], path: P
     accuracy.invert_yaxis()
     _dress(accuracy, "test accuracy, %\n(dots: seeds, bar: mean)")
     _dress(parameters, "parameters, thousands")
+    _dress(operations, "MFLOPs an image")
     _dress(speed, "ms a training step")
     figure.savefig(path, dpi=150)
 

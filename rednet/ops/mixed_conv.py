@@ -5,7 +5,9 @@ There is one definition and several forms of it; ``mixed_conv2d`` chooses:
 - ``_pointwise``: a 1 x 1 kernel without groups is a batched matrix product.
 - ``_grouped``: the samples are laid side by side as the groups of one convolution, the published
   form.
-- ``_InChunks``: either form for a few samples at a time, whose kernels are mixed, used and
+- ``_one_by_one``: a convolution for each sample. Images in channels_last that are larger than their
+  kernels take it on a CPU: laid side by side they would have to be copied, and back.
+- ``_InChunks``: any of these forms for a few samples at a time, whose kernels are mixed, used and
   forgotten; the backward pass mixes them again. Large batches take it on a CPU, because moving
   N kernels, or N images for the grouped form, through memory costs more than convolving: it is
   up to three times as fast, and training memory does not grow with the kernels.
@@ -90,7 +92,7 @@ def mixed_conv2d(
     if all(factor is None for factor in rest):
         return _convolve_mixed(input, experts, mixture, None, bias, window)
     factors = Factors(*rest)
-    if _fold_into_kernels(input, experts):
+    if _are_kernels_smaller(input, experts):
         scale = _kernel_scale(factors, experts, window.groups)
         return _convolve_mixed(input, experts, mixture, scale, bias, window)
     channels, filters, taps = factors
@@ -163,12 +165,13 @@ def _autocast(input: Tensor, *others: Tensor | None) -> tuple[Any, ...]:
     return tuple(None if tensor is None else tensor.to(dtype) for tensor in (input, *others))
 
 
-def _fold_into_kernels(input: Tensor, experts: Tensor) -> bool:
-    """Whether to multiply the kernels with the factors of the channels, or else the images.
+def _are_kernels_smaller(input: Tensor, kernels: Tensor) -> bool:
+    """Whether a sample's kernel has fewer numbers than its image, on a CPU.
 
-    The smaller of the two is the cheaper, on a CPU; others have not been measured.
+    Then it is the kernel that is multiplied with the factors of the channels, and it costs little
+    to convolve samples one by one. Other devices have not been measured.
     """
-    _, filters, depth, height, width = experts.shape
+    filters, depth, height, width = kernels.shape[1:]
     pixels = input.shape[1] * input.shape[2] * input.shape[3]
     return input.device.type == "cpu" and filters * depth * height * width <= pixels
 
@@ -237,10 +240,11 @@ def _scaled(kernels: Tensor, scale: Tensor | None) -> Tensor:
 def _convolve(input: Tensor, kernels: Tensor, bias: Tensor | None, window: Window) -> Tensor:
     if _is_pointwise(kernels.shape[3:], window):
         return _pointwise(input, kernels, bias)
-    output = _grouped(input, kernels, bias, window)
-    if _is_channels_last(input):
-        return output.contiguous(memory_format=torch.channels_last)
-    return output
+    if not _is_channels_last(input):
+        return _grouped(input, kernels, bias, window)
+    if not is_compiling() and _are_kernels_smaller(input, kernels):
+        return _one_by_one(input, kernels, bias, window)
+    return _grouped(input, kernels, bias, window).contiguous(memory_format=torch.channels_last)
 
 
 def _is_pointwise(kernel_size: tuple[int, ...], window: Window) -> bool:
@@ -282,6 +286,18 @@ def _grouped(input: Tensor, kernels: Tensor, bias: Tensor | None, window: Window
         window.groups * batch,
     )
     return output if batch == 1 else output.reshape(batch, channels_out, *output.shape[2:])
+
+
+def _one_by_one(input: Tensor, kernels: Tensor, bias: Tensor | None, window: Window) -> Tensor:
+    biases = [None] * len(kernels) if bias is None else bias.unbind()
+    return torch.cat(
+        [
+            F.conv2d(image, kernel, own_bias, *window)
+            for image, kernel, own_bias in zip(
+                input.split(1), kernels.unbind(), biases, strict=True
+            )
+        ]
+    )
 
 
 def _side_by_side(images: Tensor) -> Tensor:

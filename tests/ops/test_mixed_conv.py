@@ -38,7 +38,7 @@ def chunks(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> I
 @pytest.fixture(params=["kernels", "images"])
 def folded(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     """Runs a test with the channels' factors on the kernels and on the images."""
-    monkeypatch.setattr(mixed_conv, "_fold_into_kernels", lambda *_: request.param == "kernels")
+    monkeypatch.setattr(mixed_conv, "_are_kernels_smaller", lambda *_: request.param == "kernels")
     return request.param
 
 
@@ -282,4 +282,4 @@ def test_groups_that_do_not_divide_are_named() -> None:
 @pytest.mark.parametrize(("side", "on_kernels"), [(2, False), (40, True)])
 def test_factors_go_to_the_smaller_of_kernel_and_image(side: int, on_kernels: bool) -> None:
     experts = torch.empty(2, 8, 8, 3, 3)
-    assert mixed_conv._fold_into_kernels(torch.empty(1, 8, side, side), experts) == on_kernels
+    assert mixed_conv._are_kernels_smaller(torch.empty(1, 8, side, side), experts) == on_kernels
