@@ -1,0 +1,50 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from rednet.engine.command_line import run
+from tools import compare_layers
+
+pytest.importorskip("sklearn", reason="the digits are scikit-learn's")
+pytest.importorskip("matplotlib")
+
+TINY = ("--layers", "nn.Conv2d", "ODConv2d", "--images", "2", "--steps", "2", "--seeds", "1")
+
+
+def test_it_trains_what_is_missing_times_all_and_shows_both(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    arguments = [*TINY, "--out", str(tmp_path)]
+    assert run(compare_layers.main, arguments) == 0
+    assert "nn.Conv2d seed 0: " in capsys.readouterr().out
+    result = json.loads((tmp_path / "ODConv2d.json").read_text())
+    assert 0 <= result["accuracies"][0] <= 100 and result["cooling"] == 0.5
+    monkeypatch.setattr(compare_layers, "TURNS", 1)
+    monkeypatch.setattr(compare_layers, "WARM_UP_TURNS", 0)
+    assert run(compare_layers.main, [*arguments, "--time"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert not any("seed" in line for line in lines), "a second run trained again"
+    assert (tmp_path / "table.md").read_text().splitlines() == lines[: len(lines) - 1]
+    assert lines[2].startswith("| nn.Conv2d | ") and "38,378" in lines[2]
+    assert "not timed" not in lines[3]
+    assert (tmp_path / "comparison.png").stat().st_size > 0
+    assert run(compare_layers.main, [*arguments, "--steps", "3"]) == 2
+    assert "give another --out, or --overwrite" in capsys.readouterr().err
+
+
+def test_a_seed_gives_every_network_the_same_images() -> None:
+    data = compare_layers._load()
+    generators = [torch.Generator().manual_seed(5) for _ in range(2)]
+    (train, test), again = (compare_layers._split(data, 3, each) for each in generators)
+    assert len(train[1]) == 30 and len(train[1]) + len(test[1]) == 1797
+    assert train[1].bincount().tolist() == [3] * 10
+    assert torch.equal(train[0], again[0][0])
+
+
+def test_a_layer_that_is_none(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    assert run(compare_layers.main, ["--layers", "Conv", "--out", str(tmp_path)]) == 2
+    assert "--layers must be among nn.Conv2d, ACBlock" in capsys.readouterr().err
