@@ -19,14 +19,18 @@ onnxruntime = pytest.importorskip("onnxruntime")
 EXPORTER = {"dynamo": False} if "dynamo" in inspect.signature(torch.onnx.export).parameters else {}
 # Standardised kernels are a layer_norm without a scale, which torch 2.1 exports wrongly.
 LAYER_NORM_LACKS_SCALE = torch.__version__.startswith("2.1.")
-GEOMETRIES = [dict(padding=1), dict(padding=0, stride=2), dict(padding=1, padding_mode="reflect")]
+CASES = [
+    (dict(padding=1), False),
+    (dict(padding=0, stride=2), False),
+    (dict(padding=1, padding_mode="reflect"), False),
+    (dict(padding=1, stride=2), True),
+]
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::UserWarning")
 @pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning")
 @pytest.mark.parametrize("name", registered_layers())
-@pytest.mark.parametrize("geometry", GEOMETRIES, ids=str)
-@pytest.mark.parametrize("deployed", [False, True])
+@pytest.mark.parametrize(("geometry", "deployed"), CASES, ids=str)
 def test_onnxruntime_computes_the_same(name: str, geometry: dict, deployed: bool) -> None:
     if LAYER_NORM_LACKS_SCALE and name in ("ConvAWS2d", "SAConv2d") and not deployed:
         pytest.skip("this torch exports no layer_norm without a scale; switch_to_deploy first")
