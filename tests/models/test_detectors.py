@@ -39,6 +39,8 @@ def model_config(name: str, divisor: int) -> Config:
     model.neck = swapped(model.neck, r"^fpn_convs\.\d+\.conv$")
     if "rpn_head" in model:
         model.rpn_head = swapped(model.rpn_head, "^rpn_conv$")
+    if "mask_head" in model.get("roi_head", {}):
+        model.roi_head.mask_head = swapped(model.roi_head.mask_head, r"^convs\.\d+\.conv$")
     (model.test_cfg.rcnn if "rcnn" in model.test_cfg else model.test_cfg).score_thr = 0.0
     return model
 
