@@ -9,7 +9,7 @@ _base_ = [
 ]
 
 # stock values of 1,000 to 2,000 proposals an image would take most of the time
-proposals = dict(nms_pre=200, max_per_img=100)
+proposals = dict(nms_pre=100, max_per_img=50)
 model = dict(
     backbone=dict(
         _delete_=True,
@@ -19,25 +19,27 @@ model = dict(
         base_channels=16,
         out_indices=(0, 1, 2, 3),
     ),
-    neck=dict(in_channels=[64, 128, 256, 512], out_channels=64, num_outs=4),
+    neck=dict(in_channels=[64, 128, 256, 512], out_channels=48, num_outs=4),
     rpn_head=dict(
-        in_channels=64,
-        feat_channels=64,
+        in_channels=48,
+        feat_channels=48,
         anchor_generator=dict(
-            base_sizes=[20, 28, 40, 56], scales=[1], ratios=[1.0, 1.8], strides=[4, 8, 16, 32]
+            base_sizes=[22, 30, 42, 50], scales=[1], ratios=[1.2, 2.0], strides=[4, 8, 16, 32]
         ),
     ),
     roi_head=dict(
-        bbox_roi_extractor=dict(out_channels=64),
+        bbox_roi_extractor=dict(
+            roi_layer=dict(sampling_ratio=1), out_channels=48, featmap_strides=[4]
+        ),
         # one box regression for all classes learns from all objects
         bbox_head=dict(
-            in_channels=64, fc_out_channels=256, num_classes=10, reg_class_agnostic=True
+            in_channels=48, fc_out_channels=256, num_classes=10, reg_class_agnostic=True
         ),
     ),
     train_cfg=dict(
-        rpn=dict(sampler=dict(num=128)),
+        rpn=dict(sampler=dict(num=64)),
         rpn_proposal=proposals,
-        rcnn=dict(sampler=dict(num=40, pos_fraction=0.5)),
+        rcnn=dict(sampler=dict(num=32, pos_fraction=0.5)),
     ),
     test_cfg=dict(rpn=proposals),
 )

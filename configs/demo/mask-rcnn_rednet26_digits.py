@@ -8,15 +8,15 @@ model = dict(
     roi_head=dict(
         mask_roi_extractor=dict(
             type="SingleRoIExtractor",
-            roi_layer=dict(type="RoIAlign", output_size=14, sampling_ratio=0),
-            out_channels=64,
-            featmap_strides=[4, 8, 16, 32],
+            roi_layer=dict(type="RoIAlign", output_size=14, sampling_ratio=1),
+            out_channels=48,
+            featmap_strides=[4],
         ),
         mask_head=dict(
             type="FCNMaskHead",
             num_convs=2,
-            in_channels=64,
-            conv_out_channels=64,
+            in_channels=48,
+            conv_out_channels=32,
             num_classes=10,
             class_agnostic=True,
             loss_mask=dict(type="CrossEntropyLoss", use_mask=True, loss_weight=1.0),

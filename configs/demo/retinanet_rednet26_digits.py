@@ -24,9 +24,12 @@ model = dict(
         in_channels=64,
         feat_channels=64,
         stacked_convs=2,
+        norm_cfg=dict(type="GN", num_groups=16),
         anchor_generator=dict(
-            octave_base_scale=2.5, scales_per_octave=3, ratios=[1.0, 1.8], strides=[8, 16, 32]
+            octave_base_scale=2.5, scales_per_octave=3, ratios=[1.2, 2.0], strides=[8, 16, 32]
         ),
+        reg_decoded_bbox=True,
+        loss_bbox=dict(type="GIoULoss", loss_weight=2.0),
     ),
-    test_cfg=dict(nms_pre=200),
+    test_cfg=dict(nms_pre=100),
 )

@@ -27,8 +27,6 @@ CROWD_DIGIT_SIDE = 0.13
 CROWD_SIDES = (0.3, 0.5)
 EMPTY_SHARE = 0.05
 CROWD_SHARE = 0.1
-# The most that a digit may cover of another.
-COVERED_SHARE = 0.1
 LARGEST_TURN = 12.0  # degrees
 ATTEMPTS = 20
 JPEG_QUALITY = 95
@@ -43,7 +41,7 @@ class Item(NamedTuple):
     """One annotated object.
 
     Attributes:
-        mask: Its visible pixels, bool (H, W).
+        mask: Its pixels, bool (H, W).
         label: Index of its class.
         crowd: Whether it is a group of digits rather than one.
     """
@@ -173,7 +171,7 @@ def _draw_scene(
     if generator.random() < CROWD_SHARE:
         items.append(_draw_crowd(generator, digits, image))
     for _ in range(generator.integers(1, MOST_DIGITS + 1)):
-        items = _draw_digit(generator, digits, image, items)
+        items += _draw_digit(generator, digits, image, items)
     return Scene(np.round(image).astype(np.uint8), items)
 
 
@@ -195,18 +193,17 @@ def _background(
 def _draw_digit(
     generator: np.random.Generator, digits: Sequence[dict], image: np.ndarray, items: list[Item]
 ) -> list[Item]:
-    """Paints one more digit where it hides little of the others, if there is such a place."""
+    """Paints one more digit where it hides nothing of the others, if there is such a place."""
     digit = _pick(generator, digits)
     side = int(min(image.shape[:2]) * generator.uniform(*DIGIT_SIDES))
     opacity = _opacity(generator, digit, side)
     for _ in range(ATTEMPTS):
         placed = _place(generator, opacity, image.shape[:2])
         mask = placed >= 0.5
-        if all((mask & item.mask).sum() <= COVERED_SHARE * item.mask.sum() for item in items):
+        if not any((mask & item.mask).any() for item in items):
             _paint(generator, image, placed)
-            visible = [item._replace(mask=item.mask & ~mask) for item in items]
-            return [*visible, Item(mask, digit["gt_label"], crowd=False)]
-    return items
+            return [Item(mask, digit["gt_label"], crowd=False)]
+    return []
 
 
 def _draw_crowd(generator: np.random.Generator, digits: Sequence[dict], image: np.ndarray) -> Item:

@@ -1,6 +1,6 @@
 """A short training for 2 CPU cores: AdamW, warm-up and cosine decay."""
 
-epochs = 12
+epochs = 8
 optim_wrapper = dict(
     type="OptimWrapper",
     optimizer=dict(type="AdamW", lr=1.5e-3, weight_decay=0.05),
@@ -17,7 +17,7 @@ param_scheduler = [
         convert_to_iter_based=True,
     ),
 ]
-train_cfg = dict(type="EpochBasedTrainLoop", max_epochs=epochs, val_interval=6)
+train_cfg = dict(type="EpochBasedTrainLoop", max_epochs=epochs, val_interval=epochs)
 val_cfg = dict(type="ValLoop")
 test_cfg = dict(type="TestLoop")
 randomness = dict(seed=0)
