@@ -121,7 +121,16 @@ def test_sac_starts_from_plain_weights_and_freezes_nothing_untrained() -> None:
         torch.testing.assert_close(ours, theirs, rtol=1e-3, atol=1e-4)
 
 
-@pytest.mark.parametrize("name", ["faster-rcnn_r50_fpn", "atss_r50_fpn"])
+STOCK = (
+    "faster-rcnn_r50_fpn",
+    "cascade-mask-rcnn_r50_fpn",
+    "atss_r50_fpn",
+    "gfl_r50_fpn",
+    "fcos_r50-caffe_fpn_gn-head",
+)
+
+
+@pytest.mark.parametrize("name", STOCK)
 def test_a_stock_config_takes_rednet_by_cfg_options_alone(name: str) -> None:
     """The lines that README gives."""
     options = {

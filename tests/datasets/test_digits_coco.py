@@ -51,6 +51,12 @@ def test_there_are_crowds_empty_images_polygons_and_run_lengths(folder: Path) ->
     assert {type(each["segmentation"]) for each in single} == {list, dict}
 
 
+def test_no_object_covers_another() -> None:
+    for scene in scenes("val", 20, SIZE):
+        masks = np.array([item.mask for item in scene.items])
+        assert len(masks) == 0 or masks.sum(axis=0).max() == 1
+
+
 def test_images_have_the_size_asked_for(folder: Path) -> None:
     for each in read(folder, "val")["images"]:
         assert cv2.imread(str(folder / "val" / each["file_name"])).shape == (*SIZE, 3)
