@@ -6,11 +6,11 @@ import torch
 from torch import Tensor
 
 import rednet.ops.library  # noqa: F401  (defines torch.ops.rednet)
-from rednet.ops import onnx
+from rednet.ops import composite
 from rednet.ops.autocast import autocast_dtype
 from rednet.ops.dtypes import SUPPORTED_DTYPES
 from rednet.ops.geometry import Geometry, IntOrPair, pair
-from rednet.ops.tracing import is_exporting_to_onnx
+from rednet.ops.tracing import takes_plain_operators_alone
 
 
 def involution2d(
@@ -33,7 +33,9 @@ def involution2d(
 
     float16 and bfloat16 accumulate in float32. Under autocast both tensors are cast as a
     convolution's would be (float64 is left alone). Any memory format and any strides are right; a
-    channels_last input gives a channels_last output. Gradients of any order exist.
+    channels_last input gives a channels_last output. Gradients of any order exist. torch.func.vmap
+    is served by the same kernels; under torch.func's derivatives, forward-mode differentiation and
+    torch.onnx.export, operators of PyTorch compute the same.
 
     Args:
         input: Shape (N, C, H, W).
@@ -61,8 +63,8 @@ def involution2d(
     _check_output_size(input, weight, geometry)
     input, weight = _autocast(input, weight)
     _check_dtypes(input, weight)
-    if is_exporting_to_onnx():
-        return onnx.involution2d(input, weight, geometry)
+    if takes_plain_operators_alone():
+        return composite.involution2d(input, weight, geometry)
     return torch.ops.rednet.involution2d(
         input, weight, geometry.stride, geometry.padding, geometry.dilation
     )

@@ -314,11 +314,11 @@ def _patches(
     columns = F.unfold(input, (height, width), dilation, padding, stride)
     columns = columns.unflatten(1, (groups, depth * height * width))
     matrices = kernels.flatten(2).unflatten(1, (groups, channels // groups))
-    output = (matrices @ columns).flatten(1, 2)
-    if bias is not None:
-        output = output + bias[:, :, None]
     geometry = Geometry((height, width), stride, padding, dilation)
-    return output.unflatten(2, geometry.output_size(input.shape[2], input.shape[3]))
+    size = geometry.output_size(input.shape[2], input.shape[3])
+    # With the input's own sizes: ONNX's exporter takes those of an unflatten for constants.
+    output = (matrices @ columns).reshape(input.shape[0], channels, *size)
+    return output if bias is None else output + bias[:, :, None, None]
 
 
 # ---- the form that keeps no kernels

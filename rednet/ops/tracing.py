@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import torch
 from torch import _utils
+from torch.autograd import forward_ad
 
 # torch.compiler.is_compiling came with torch 2.2, torch.compiler.is_exporting with torch 2.7.
 _is_compiling = getattr(torch.compiler, "is_compiling", None) or _utils.is_compiling
 _is_exporting = getattr(torch.compiler, "is_exporting", None)
+# Not in torch 2.1.
+_transforms = getattr(torch._C._functorch, "get_interpreter_stack", None)
+_DERIVATIVES = (torch._C._functorch.TransformType.Grad, torch._C._functorch.TransformType.Jvp)
 
 
 def is_compiling() -> bool:
@@ -24,6 +28,20 @@ def is_exporting() -> bool:
     return torch.jit.is_tracing() or (_is_exporting is not None and _is_exporting())
 
 
-def is_exporting_to_onnx() -> bool:
-    """Whether torch.onnx.export records."""
-    return is_exporting() and torch.onnx.is_in_onnx_export()
+def takes_plain_operators_alone() -> bool:
+    """Whether what runs now can make nothing of an operator of our own, or only something wrong.
+
+    True for torch.onnx.export; for the derivatives of torch.func (grad, vjp, jvp and what is made
+    of them), which refuse the autograd of operators like ours; and for forward-mode
+    differentiation, which would silently take their output for a constant.
+    """
+    if is_exporting():
+        return torch.onnx.is_in_onnx_export()
+    return not is_compiling() and (forward_ad._current_level >= 0 or _is_differentiated())
+
+
+def _is_differentiated() -> bool:
+    if not torch._C._are_functorch_transforms_active():
+        return False
+    # Where it cannot be told, every transform counts.
+    return _transforms is None or any(each.key() in _DERIVATIVES for each in _transforms())

@@ -6,6 +6,7 @@ A new layer is tested by being registered: nothing here names one.
 from __future__ import annotations
 
 import copy
+import pickle
 from collections.abc import Callable
 
 import pytest
@@ -187,6 +188,14 @@ def test_state_dict_round_trip(name: str) -> None:
     fresh = build(name).eval()
     fresh.load_state_dict(copy.deepcopy(layer.state_dict()), strict=True)
     assert torch.equal(fresh(image), layer(image))
+
+
+@pytest.mark.parametrize(
+    "duplicate", [copy.deepcopy, lambda each: pickle.loads(pickle.dumps(each))]
+)
+def test_copies_compute_the_same(name: str, duplicate: Callable) -> None:
+    layer, image = randomised(build(name)).eval(), _image()
+    assert torch.equal(duplicate(layer)(image), layer(image))
 
 
 def test_init_weights_leaves_no_parameter_as_it_was(name: str) -> None:

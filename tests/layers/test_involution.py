@@ -78,6 +78,28 @@ def test_norm_cfg_reaches_the_bottleneck() -> None:
     assert isinstance(layer.conv1.norm, nn.GroupNorm)
 
 
+@pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning", "ignore::DeprecationWarning")
+@pytest.mark.parametrize(
+    "geometry",
+    [dict(kernel_size=7, padding=3, stride=2), dict(kernel_size=3, stride=2), dict(kernel_size=5)],
+)
+def test_a_trace_serves_any_batch_and_size(geometry: dict) -> None:
+    layer = Involution2d(16, 16, **geometry).eval()
+    traced = torch.jit.trace(layer, (torch.randn(2, 16, 10, 12),))
+    for shape in ((3, 16, 11, 14), (1, 16, 16, 9)):
+        image = torch.randn(shape)
+        assert torch.equal(traced(image), layer(image))
+
+
+def test_export_serves_any_batch() -> None:
+    if not hasattr(torch.export, "Dim"):
+        pytest.skip("torch.export.Dim came with torch 2.2")
+    layer, free = Involution2d(16, 16, 3, padding=1, stride=2).eval(), torch.export.Dim("batch")
+    program = torch.export.export(layer, (torch.randn(2, 16, 9, 8),), dynamic_shapes=({0: free},))
+    image = torch.randn(5, 16, 9, 8)
+    torch.testing.assert_close(program.module()(image), layer(image))
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

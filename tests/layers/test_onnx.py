@@ -35,7 +35,19 @@ def test_onnxruntime_computes_the_same(name: str, geometry: dict, deployed: bool
     if LAYER_NORM_LACKS_SCALE and name in ("ConvAWS2d", "SAConv2d") and not deployed:
         pytest.skip("this torch exports no layer_norm without a scale; switch_to_deploy first")
     layer: nn.Module = randomised(build(name, 16, 16, 3, **geometry)).eval()
-    exported = layer.switch_to_deploy() if deployed else layer
+    _check(layer.switch_to_deploy() if deployed else layer)
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::UserWarning")
+@pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning")
+@pytest.mark.parametrize("name", registered_layers())
+def test_a_layer_leaves_its_successor_any_size(name: str) -> None:
+    layers = [randomised(build(name, 16, 16, 3, padding=1)) for _ in range(2)]
+    _check(nn.Sequential(*(layer.switch_to_deploy() for layer in layers)).eval())
+
+
+def _check(exported: nn.Module) -> None:
+    """onnxruntime computes the same for other batches and sizes than the recorded ones."""
     file, free = io.BytesIO(), {0: "batch", 2: "height", 3: "width"}
     torch.onnx.export(
         exported,

@@ -1,0 +1,92 @@
+"""The operators in PyTorch's tracers and modes; tests/ops/test_involution.py has their results."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterator
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from rednet.ops import involution2d
+from tests.ops.cases import GEOMETRIES, random_tensors
+
+SMALL = GEOMETRIES["rectangular, nothing square"]
+
+
+class Operator(nn.Module):
+    def forward(self, input: Tensor, weight: Tensor) -> Tensor:
+        return involution2d(input, weight, *SMALL[1:])
+
+
+def _random_float32(batch: int, *size: int) -> tuple[Tensor, Tensor]:
+    kernels = (*SMALL.kernel_size, *SMALL.output_size(*size))
+    return torch.randn(batch, 6, *size), torch.randn(batch, 2, *kernels)
+
+
+def test_export_keeps_one_operator_for_any_batch() -> None:
+    if not hasattr(torch.export, "Dim"):
+        pytest.skip("torch.export.Dim came with torch 2.2")
+    free = {0: torch.export.Dim("batch", min=1)}
+    program = torch.export.export(
+        Operator(), _random_float32(2, 9, 11), dynamic_shapes=(free, free)
+    )
+    called = [node.target for node in program.graph.nodes if "rednet" in str(node.target)]
+    assert called == [torch.ops.rednet.involution2d.default]
+    file = io.BytesIO()
+    torch.export.save(program, file)
+    file.seek(0)
+    more = _random_float32(5, 9, 11)
+    assert torch.equal(torch.export.load(file).module()(*more), Operator()(*more))
+
+
+@pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning", "ignore::DeprecationWarning")
+def test_a_trace_serves_any_batch_and_size() -> None:
+    traced = torch.jit.trace(Operator(), _random_float32(2, 9, 11))
+    assert "rednet::involution2d" in str(traced.graph)
+    file = io.BytesIO()
+    torch.jit.save(traced, file)
+    file.seek(0)
+    larger = _random_float32(3, 14, 17)
+    assert torch.equal(torch.jit.load(file)(*larger), Operator()(*larger))
+
+
+@pytest.fixture
+def deterministic() -> Iterator[None]:
+    torch.use_deterministic_algorithms(True)
+    yield
+    torch.use_deterministic_algorithms(False)
+
+
+def test_deterministic_mode_repeats_every_bit(deterministic: None) -> None:
+    input, weight, cotangent = (tensor.float() for tensor in random_tensors(GEOMETRIES["RedNet"]))
+    input.requires_grad_(), weight.requires_grad_()
+
+    def run() -> list[Tensor]:
+        output = involution2d(input, weight, *GEOMETRIES["RedNet"][1:])
+        return [output, *torch.autograd.grad(output, (input, weight), cotangent)]
+
+    first = run()
+    for _ in range(3):
+        assert all(map(torch.equal, run(), first))
+
+
+def test_inference_mode() -> None:
+    input, weight, _ = random_tensors(SMALL)
+    expected = Operator()(input, weight)
+    with torch.inference_mode():
+        assert torch.equal(Operator()(input, weight), expected)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+def test_compiled_autocast_casts_as_eager_does(dtype: torch.dtype) -> None:
+    if dtype == torch.float16 and not hasattr(torch, "get_autocast_dtype"):
+        pytest.skip("before torch 2.4 the CPU has no autocast to float16")
+    input, weight, _ = (tensor.float() for tensor in random_tensors(SMALL))
+    compiled = torch.compile(Operator(), fullgraph=True, backend="aot_eager")
+    with torch.autocast("cpu", dtype=dtype):
+        output = compiled(input, weight)
+        expected = Operator()(input, weight)
+    assert output.dtype == dtype
+    assert torch.equal(output, expected)
