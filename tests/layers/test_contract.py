@@ -198,6 +198,22 @@ def test_copies_compute_the_same(name: str, duplicate: Callable) -> None:
     assert torch.equal(duplicate(layer)(image), layer(image))
 
 
+@pytest.mark.parametrize("bias", [True, False])
+def test_plain_weights_make_it_the_convolution_or_change_nothing(name: str, bias: bool) -> None:
+    geometry = dict(kernel_size=3, stride=2, padding=1)
+    convolution = nn.Conv2d(IN_CHANNELS, OUT_CHANNELS, **geometry, bias=bias)
+    layer = randomised(build(name, IN_CHANNELS, OUT_CHANNELS, **geometry)).eval()
+    image, plain = _image(), convolution.state_dict()
+    if layer.expand_plain_state(plain, prefix="") is None:
+        before = layer(image)
+        result = layer.load_state_dict({"weight": plain["weight"]}, strict=False)
+        assert result.unexpected_keys == ["weight"]
+        assert torch.equal(layer(image), before)
+        return
+    layer.load_state_dict(plain, strict=True)
+    assert_close(layer(image), _in_double(convolution, image), CHAIN)
+
+
 def test_init_weights_leaves_no_parameter_as_it_was(name: str) -> None:
     layer = build(name)
     with torch.no_grad():
