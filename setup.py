@@ -25,8 +25,7 @@ INSTRUCTION_SETS = {
 def kernels(name: str, flags: list[str]) -> Extension:
     """The kernels for one instruction set.
 
-    ``-fopenmp`` is no option of the linker: the functions of OpenMP are those of the library that
-    PyTorch has loaded.
+    They are linked to no OpenMP: its functions are those of the library that PyTorch has loaded.
     """
     return Extension(
         f"rednet.ops.cpu._{name}",
@@ -34,7 +33,7 @@ def kernels(name: str, flags: list[str]) -> Extension:
         depends=[str(header) for header in sorted(SOURCES.glob("*.h"))],
         define_macros=[("REDNET_CHECKSUM", f"{CHECKSUM}u")],
         extra_compile_args=[
-            *("-std=c++17", "-O3", "-g0", "-fopenmp", "-fvisibility=hidden"),
+            *("-std=c++17", "-O3", "-g0", "-fvisibility=hidden"),
             *("-fno-math-errno", "-fno-trapping-math", *flags),
         ],
         optional=True,

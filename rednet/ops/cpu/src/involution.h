@@ -15,10 +15,12 @@
 #include "kernels.h"
 #include "numbers.h"
 
-#if defined(_OPENMP)
-// Declared here rather than by omp.h: nothing else of OpenMP's library is needed.
-extern "C" int omp_get_thread_num(void);
-#endif
+// The threads are those of the OpenMP library that PyTorch has loaded. GOMP_parallel is what GCC makes of "#pragma omp
+// parallel", and every such library has it; clang would call functions that GCC's library lacks.
+extern "C" {
+int omp_get_thread_num(void);
+void GOMP_parallel(void (*run)(void*), void* argument, unsigned threads, unsigned flags);
+}
 
 namespace rednet {
 
@@ -687,13 +689,16 @@ int execute(const Problem& problem, int threads) {
   Sum* scratch = static_cast<Sum*>(memory);
   const int64_t turn = ceil_div(operation.tasks(), threads * kTurnsPerThread);
   std::atomic<int64_t> next(0);
-#if defined(_OPENMP)
-  if (threads > 1) {
-#pragma omp parallel num_threads(threads)
-    work(operation, next, turn, scratch + omp_get_thread_num() * numbers, numbers);
-  } else
-#endif
-    work(operation, next, turn, scratch, numbers);
+  auto run = [&](int thread) {
+    work(operation, next, turn, scratch + thread * numbers, numbers);
+  };
+  const auto run_this_thread = [](void* argument) {
+    (*static_cast<decltype(run)*>(argument))(omp_get_thread_num());
+  };
+  if (threads > 1)
+    GOMP_parallel(run_this_thread, &run, unsigned(threads), 0);
+  else
+    run(0);
   std::free(memory);
   return 0;
 }
