@@ -18,6 +18,8 @@ TINY = ("--layers", "nn.Conv2d", "ODConv2d", "--images", "2", "--steps", "2", "-
 def test_it_trains_what_is_missing_times_all_and_shows_both(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    images, labels = compare_layers._load()
+    monkeypatch.setattr(compare_layers, "_load", lambda: (images[:200], labels[:200]))
     arguments = [*TINY, "--out", str(tmp_path)]
     assert run(compare_layers.main, arguments) == 0
     assert "nn.Conv2d seed 0: " in capsys.readouterr().out
