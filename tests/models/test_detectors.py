@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import functools
 from pathlib import Path
 
 import pytest
@@ -33,8 +35,13 @@ def _mmdet_scope() -> None:
     DefaultScope.get_instance("test_detectors", scope_name="mmdet")
 
 
+@functools.cache  # mmengine reads mmdet's whole model index for each config that it inherits
+def demo_config(name: str) -> Config:
+    return Config.fromfile(ROOT / f"configs/demo/{name}_rednet26_digits.py").model
+
+
 def model_config(name: str, divisor: int) -> Config:
-    model = Config.fromfile(ROOT / f"configs/demo/{name}_rednet26_digits.py").model
+    model = copy.deepcopy(demo_config(name))
     model.data_preprocessor.pad_size_divisor = divisor
     model.neck = swapped(model.neck, r"^fpn_convs\.\d+\.conv$")
     if "rpn_head" in model:
