@@ -63,8 +63,8 @@ def test_parameter_counts_are_the_published_ones(depth: int, parameters: int) ->
 
 
 def test_every_gradient_follows_the_float64_reference(image: Tensor) -> None:
-    # In float64 too: of a million inputs of a ReLU some lie so near zero that float32 rounds them to
-    # the other side, in another place with each order of summation, and a gradient shows each.
+    # In float64 too: some inputs of a ReLU lie so near zero that float32 rounds them to the other
+    # side, others with each order of summation, and a gradient shows each.
     model = _tiny(zero_init_residual=False).double()
     model.init_weights()
     exact = copy.deepcopy(model)
