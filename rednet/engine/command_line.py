@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from mmengine.config import Config, DictAction
 from mmengine.registry import RUNNERS
 from mmengine.runner import Runner
@@ -40,6 +41,9 @@ def run(
     except UserError as error:
         print(f"error: {_message(error)}", file=sys.stderr)
         return USER_ERROR
+    if dist.is_available() and dist.is_initialized():
+        # Its threads may outlive the interpreter otherwise, which aborts the process now and then.
+        dist.destroy_process_group()
     return 0
 
 
