@@ -21,8 +21,8 @@ import argparse
 import json
 import statistics
 import sys
-import time
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +34,7 @@ from torch import Tensor, nn
 from rednet import swap_conv
 from rednet.datasets import Digits
 from rednet.datasets.digits import SPLITS
+from rednet.engine.benchmark import Action, Clock
 from rednet.engine.command_line import run
 from rednet.engine.complexity import measure
 from rednet.engine.temperature_hook import layers_with_temperature
@@ -46,7 +47,7 @@ WIDTH, SIDE, PADDING, BATCH = 32, 16, 2, 64
 LEARNING_RATE, WEIGHT_DECAY = 2e-3, 0.05
 BUDGET = ("images", "steps", "seeds", "cooling")
 LAST_STEPS = 20
-WARM_UP_TURNS, TURNS = 3, 40
+TURNS = 40
 # The layers whose publication lowers the temperature.
 TEMPERED = ("DynamicConv2d", "ODConv2d")
 START_TEMPERATURE = 30.0
@@ -261,13 +262,11 @@ def _milliseconds(names: Sequence[str], data: Data) -> dict[str, float]:
     batch = _batch(data, torch.Generator().manual_seed(0))
     models = {name: build(name).train() for name in names}
     optimizers = {name: torch.optim.AdamW(model.parameters()) for name, model in models.items()}
-    seconds: dict[str, list[float]] = {name: [] for name in names}
-    for _ in range(WARM_UP_TURNS + TURNS):
-        for name, model in models.items():
-            start = time.perf_counter()
-            _step(model, optimizers[name], *batch)
-            seconds[name].append(time.perf_counter() - start)
-    return {name: 1e3 * statistics.median(each[WARM_UP_TURNS:]) for name, each in seconds.items()}
+    steps: dict[str, Action] = {
+        name: partial(_step, model, optimizers[name], *batch) for name, model in models.items()
+    }
+    times = Clock(torch.device("cpu")).interleaved(steps, TURNS)
+    return {name: each.median for name, each in times.items()}
 
 
 # ---- what is shown

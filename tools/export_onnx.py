@@ -52,9 +52,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
-    summary, _, details = (__doc__ or "").partition("\n\n")
-    parser = config_parser(summary)
-    parser.epilog = details
+    parser = config_parser(__doc__)
     parser.add_argument("checkpoint", nargs="?", help="its weights (random ones if left out)")
     parser.add_argument("--out", required=True, metavar="FILE", help="the ONNX file to write")
     parser.add_argument(

@@ -44,9 +44,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
-    summary, _, details = (__doc__ or "").partition("\n\n")
-    parser = config_parser(summary)
-    parser.epilog = details
+    parser = config_parser(__doc__)
     parser.add_argument(
         "--shape",
         type=int,

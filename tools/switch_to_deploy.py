@@ -48,9 +48,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
-    summary, _, details = (__doc__ or "").partition("\n\n")
-    parser = config_parser(summary)
-    parser.epilog = details
+    parser = config_parser(__doc__)
     parser.add_argument("checkpoint", help="checkpoint file of the trained model")
     parser.add_argument("out_prefix", help="path of the two files to write, without their suffixes")
     parser.add_argument(

@@ -76,9 +76,14 @@ class OptionsAction(DictAction):
                 raise UserError(f"{option_string} {value}: its brackets do not close") from error
 
 
-def config_parser(description: str) -> argparse.ArgumentParser:
-    """A parser of the arguments that all tools around a config have."""
-    parser = argparse.ArgumentParser(description=description)
+def config_parser(description: str | None) -> argparse.ArgumentParser:
+    """A parser of the arguments that all tools around a config have.
+
+    Args:
+        description: What the tool does; all but its first paragraph follows the arguments.
+    """
+    summary, _, details = (description or "").partition("\n\n")
+    parser = argparse.ArgumentParser(description=summary, epilog=details)
     parser.add_argument("config", help="config file, of mmpretrain's or mmdet's form")
     parser.add_argument(
         "--cfg-options",

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from rednet.errors import MissingDependencyError, UserError
+from rednet.models.deploy import relative_error
 
 OPSET = 17
 EXPORTERS = ("torchscript", "dynamo")
@@ -118,7 +119,7 @@ def relative_errors(model: nn.Module, path: str | Path, images_shape: Sequence[i
             f"ONNX Runtime fails on images of {_text(images_shape)}: {_first_line(error)}"
         ) from error
     return [
-        _relative_error(torch.from_numpy(array), tensor)
+        relative_error(torch.from_numpy(array), tensor)
         for array, tensor in zip(actual, expected, strict=True)
     ]
 
@@ -194,14 +195,6 @@ def _shapes(values: Any) -> dict[str, tuple[int | str, ...]]:
         )
         for value in values
     }
-
-
-def _relative_error(actual: Tensor, expected: Tensor) -> float:
-    if actual.shape != expected.shape:
-        return float("inf")
-    difference = (actual.double() - expected.double()).norm().item()
-    norm = expected.double().norm().item()
-    return difference / norm if norm else difference
 
 
 def _require(name: str) -> Any:

@@ -74,7 +74,7 @@ def switch_to_deploy(model: nn.Module, run: Callable[[nn.Module], Any] | None = 
         errors = {name: _fusion_error(original, fused) for name, original, fused in _fusions(place)}
         model = place[0]
         changes = zip(_tensors(run(model)), expected, strict=True)
-        change = max(_relative_error(actual, tensor) for actual, tensor in changes)
+        change = max(relative_error(actual, tensor) for actual, tensor in changes)
     _check(errors, change, TOLERANCES[expected[0].dtype])
     return model
 
@@ -208,7 +208,7 @@ def _fusion_error(original: nn.Module, fused: nn.Module) -> float:
     convolution: Any = original[0] if isinstance(original, nn.Sequential) else original
     images = _random_image(convolution, *_sides(convolution)).double()
     outputs = (copy.deepcopy(each).double()(images) for each in (fused, original))
-    return _relative_error(*outputs)
+    return relative_error(*outputs)
 
 
 def _sides(convolution: nn.Conv2d | ConvLayer) -> list[int]:
@@ -221,7 +221,8 @@ def _sides(convolution: nn.Conv2d | ConvLayer) -> list[int]:
     ]
 
 
-def _relative_error(actual: Tensor, expected: Tensor) -> float:
+def relative_error(actual: Tensor, expected: Tensor) -> float:
+    """``||actual - expected|| / ||expected||``, infinite for tensors of different shapes."""
     if actual.shape != expected.shape:
         return float("inf")
     difference = (actual.double() - expected.double()).norm().item()

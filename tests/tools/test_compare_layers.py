@@ -26,7 +26,6 @@ def test_it_trains_what_is_missing_times_all_and_shows_both(
     result = json.loads((tmp_path / "ODConv2d.json").read_text())
     assert 0 <= result["accuracies"][0] <= 100 and result["cooling"] == 0.5
     monkeypatch.setattr(compare_layers, "TURNS", 1)
-    monkeypatch.setattr(compare_layers, "WARM_UP_TURNS", 0)
     assert run(compare_layers.main, [*arguments, "--time"]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert not any("seed" in line for line in lines), "a second run trained again"
