@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import gc
 import os
 import sys
 from collections.abc import Callable, Sequence
@@ -42,9 +43,19 @@ def run(
         print(f"error: {_message(error)}", file=sys.stderr)
         return USER_ERROR
     if dist.is_available() and dist.is_initialized():
-        # Its threads may outlive the interpreter otherwise, which aborts the process now and then.
-        dist.destroy_process_group()
+        _leave_process_group()
     return 0
+
+
+def _leave_process_group() -> None:
+    """Ends the threads of the process group.
+
+    One that lets go of a tensor while the interpreter is shutting down would abort the process. They
+    live as long as anything refers to the group, and a runner, whose parts refer to each other,
+    does until it is collected.
+    """
+    gc.collect()
+    dist.destroy_process_group()
 
 
 def _message(error: UserError) -> str:
