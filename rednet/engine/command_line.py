@@ -50,9 +50,9 @@ def run(
 def _leave_process_group() -> None:
     """Ends the threads of the process group.
 
-    One that lets go of a tensor while the interpreter is shutting down would abort the process. They
-    live as long as anything refers to the group, and a runner, whose parts refer to each other,
-    does until it is collected.
+    One that lets go of a tensor while the interpreter is shutting down would abort the process.
+    They live as long as anything refers to the group, and a runner, whose parts refer to each
+    other, does until it is collected.
     """
     gc.collect()
     dist.destroy_process_group()
