@@ -10,6 +10,7 @@ from tests.layers.cases import registered_layers
 
 ROOT = Path(__file__).resolve().parents[2]
 SCRIPT = """
+import gc
 import sys
 import torch
 import torch.distributed as dist
@@ -18,22 +19,30 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 import rednet
 
+
+def check_gradients(rank, names):
+    norm = dict(type="BN")
+    model = nn.Sequential(
+        *(ConvModule(16, 16, 3, padding=1, conv_cfg=dict(type=n), norm_cfg=norm) for n in names)
+    )
+    parallel = DistributedDataParallel(model)
+    torch.manual_seed(rank)
+    for _ in range(2):  # the second pass fails where the first left a gradient out
+        model.zero_grad()
+        parallel(torch.randn(2, 16, 5, 6)).square().sum().backward()
+    gradients = torch.cat([parameter.grad.flatten() for parameter in model.parameters()])
+    everywhere = [torch.empty_like(gradients) for _ in range(2)]
+    dist.all_gather(everywhere, gradients)
+    assert gradients.any() and torch.equal(*everywhere)
+
+
 rank, meeting, *names = sys.argv[1:]
 torch.set_num_threads(1)
 dist.init_process_group("gloo", init_method=f"file://{meeting}", rank=int(rank), world_size=2)
-norm = dict(type="BN")
-model = nn.Sequential(
-    *(ConvModule(16, 16, 3, padding=1, conv_cfg=dict(type=name), norm_cfg=norm) for name in names)
-)
-parallel = DistributedDataParallel(model)
-torch.manual_seed(int(rank))
-for _ in range(2):  # the second pass fails where the first left a gradient out
-    model.zero_grad()
-    parallel(torch.randn(2, 16, 5, 6)).square().sum().backward()
-gradients = torch.cat([parameter.grad.flatten() for parameter in model.parameters()])
-everywhere = [torch.empty_like(gradients) for _ in range(2)]
-dist.all_gather(everywhere, gradients)
-assert gradients.any() and torch.equal(*everywhere)
+check_gradients(int(rank), names)
+# the group's threads have to end before the interpreter does, and they do once nothing refers to it
+gc.collect()
+dist.destroy_process_group()
 """
 
 
