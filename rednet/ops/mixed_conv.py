@@ -7,10 +7,10 @@ There is one definition and several forms of it; ``mixed_conv2d`` chooses:
   form.
 - ``_one_by_one``: a convolution for each sample. Images in channels_last that are larger than their
   kernels take it on a CPU: laid side by side they would have to be copied, and back.
-- ``_InChunks``: any of these forms for a few samples at a time, whose kernels are mixed, used and
-  forgotten; the backward pass mixes them again. Large batches take it on a CPU, because moving
-  N kernels, or N images for the grouped form, through memory costs more than convolving: it is
-  up to three times as fast, and training memory does not grow with the kernels.
+- ``_InTiles``: any of these forms for a few samples and output channels at a time, whose kernels
+  are mixed, used and forgotten; the backward pass mixes them again. Large batches take it on a CPU,
+  because moving N kernels, or N images for the grouped form, through memory costs more than
+  convolving: it is up to three times as fast, and training memory does not grow with the kernels.
 - ``_patches``: unfolded patches times kernels, the form to export: nothing in its graph depends on
   the batch size.
 
@@ -20,7 +20,7 @@ agree to rounding. docs/variants.md has the measurements.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -34,8 +34,12 @@ from rednet.ops.tracing import is_compiling, is_exporting
 
 # glibc serves tensors of 32 MiB and more with fresh pages each time, whose first touch is slow.
 _WHOLE_BYTES = 31 * 2**20
-# Beyond that, chunks whose tensors stay in the cache, with room for the convolution's own copies.
-_CHUNK_BYTES = 8 * 2**20
+# Beyond that, tiles whose tensors stay in the cache, with room for the convolution's own copies.
+_TILE_BYTES = 12 * 2**20
+# So many samples share a reading of the experts, where a tile has room for their kernels.
+_SHARING = 16
+# Tiles have a multiple of so many output channels: those of a vector of any CPU's.
+_FILTERS_STEP = 16
 
 
 class Window(NamedTuple):
@@ -45,6 +49,13 @@ class Window(NamedTuple):
     padding: Pair = (0, 0)
     dilation: Pair = (1, 1)
     groups: int = 1
+
+
+class Tile(NamedTuple):
+    """How many samples and output channels to convolve at a time."""
+
+    samples: int
+    filters: int
 
 
 class Factors(NamedTuple):
@@ -120,10 +131,10 @@ def _convolve_mixed(
     if experts.shape[3:] == (1, 1) and window.padding == (0, 0) and window.stride != (1, 1):
         input = input[:, :, :: window.stride[0], :: window.stride[1]]
         window = window._replace(stride=(1, 1))
-    if is_compiling() or _fits(input, experts, window):
+    tile = _tile(input, experts, window)
+    if is_compiling() or tile == (input.shape[0], experts.shape[1]):
         return _convolve(input, _mix(experts, mixture, scale), bias, window)
-    chunk = max(1, _CHUNK_BYTES // _largest_bytes(input, experts, window))
-    output = _InChunks.apply(input, experts, mixture, scale, window, chunk)
+    output = _InTiles.apply(input, experts, mixture, scale, window, tile)
     return output if bias is None else output + bias[:, :, None, None]
 
 
@@ -176,26 +187,39 @@ def _are_kernels_smaller(input: Tensor, kernels: Tensor) -> bool:
     return input.device.type == "cpu" and filters * depth * height * width <= pixels
 
 
-def _fits(input: Tensor, experts: Tensor, window: Window) -> bool:
-    """Whether to convolve all samples at once. Other devices than CPUs have not been measured."""
-    if input.shape[0] == 1 or input.device.type != "cpu":
-        return True
-    return input.shape[0] * _largest_bytes(input, experts, window) <= _WHOLE_BYTES
+def _tile(input: Tensor, experts: Tensor, window: Window) -> Tile:
+    """What to convolve at a time: all, if it fits. Other devices than CPUs were not measured."""
+    batch, filters = input.shape[0], experts.shape[1]
+    if batch == 1 or input.device.type != "cpu":
+        return Tile(batch, filters)
+    filter_bytes = experts.shape[2:].numel() * input.element_size()
+    image_bytes = _image_bytes(input, experts, window)
+    if batch * max(filters * filter_bytes, image_bytes) <= _WHOLE_BYTES:
+        return Tile(batch, filters)
+    if window.groups == 1 and filters * filter_bytes > image_bytes:
+        room = _TILE_BYTES // (filter_bytes * min(batch, _SHARING))
+        filters = _even_part(filters, room, _FILTERS_STEP)
+    samples = _TILE_BYTES // max(filters * filter_bytes, image_bytes)
+    return Tile(_even_part(batch, samples), filters)
 
 
-def _largest_bytes(input: Tensor, experts: Tensor, window: Window) -> int:
-    """The size of the largest tensor that the convolution of one sample copies."""
-    _, channels_out, depth, height, width = experts.shape
-    numbers = channels_out * depth * height * width
-    if not _is_pointwise((height, width), window):
-        image_height, image_width = input.shape[2:]
-        geometry = Geometry((height, width), window.stride, window.padding, window.dilation)
-        output_height, output_width = geometry.output_size(image_height, image_width)
-        numbers = max(
-            numbers,
-            input.shape[1] * image_height * image_width,
-            channels_out * output_height * output_width,
-        )
+def _even_part(length: int, most: int, step: int = 1) -> int:
+    """The length of equal parts, a multiple of ``step`` up to ``most``, but at least one step."""
+    parts = -(-length // max(most - most % step, step))
+    return min(length, -(-length // (parts * step)) * step)
+
+
+def _image_bytes(input: Tensor, experts: Tensor, window: Window) -> int:
+    """The larger of a sample's input and output, where a form copies them; else 0."""
+    kernel_height, kernel_width = experts.shape[3:]
+    if _is_pointwise((kernel_height, kernel_width), window):
+        return 0
+    height, width = input.shape[2:]
+    geometry = Geometry(
+        (kernel_height, kernel_width), window.stride, window.padding, window.dilation
+    )
+    output_height, output_width = geometry.output_size(height, width)
+    numbers = max(input.shape[1] * height * width, experts.shape[1] * output_height * output_width)
     return numbers * input.element_size()
 
 
@@ -324,8 +348,8 @@ def _patches(
 # ---- the form that keeps no kernels
 
 
-class _InChunks(torch.autograd.Function):
-    """Mixes and convolves ``chunk`` samples at a time, in the backward pass as well."""
+class _InTiles(torch.autograd.Function):
+    """Mixes and convolves a tile of samples and filters at a time, in the backward pass as well."""
 
     @staticmethod
     def forward(
@@ -334,19 +358,27 @@ class _InChunks(torch.autograd.Function):
         mixture: Tensor,
         scale: Tensor | None,
         window: Window,
-        chunk: int,
+        tile: Tile,
     ) -> Tensor:
         return torch.cat(
             [
-                _convolve(images, _mix(experts, shares, factor), None, window)
-                for images, shares, factor in _split(chunk, input, mixture, scale)
-            ]
+                torch.cat(
+                    [
+                        _convolve(images, _mix(experts[:, filters], shares, factor), None, window)
+                        for images, shares, factor in _split(
+                            tile.samples, input, mixture, _of_filters(scale, filters)
+                        )
+                    ]
+                )
+                for filters in _ranges(experts.shape[1], tile.filters)
+            ],
+            dim=1,
         )
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
         ctx.save_for_backward(*inputs[:4])
-        ctx.window, ctx.chunk = inputs[4:]
+        ctx.window, ctx.tile = inputs[4:]
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
@@ -354,10 +386,19 @@ class _InChunks(torch.autograd.Function):
         return *gradients(ctx, grad, *ctx.saved_tensors), None, None
 
 
+def _ranges(length: int, step: int) -> Iterator[slice]:
+    return (slice(start, start + step) for start in range(0, length, step))
+
+
 def _split(size: int, *tensors: Tensor | None) -> Iterator[tuple[Any, ...]]:
     batch = next(len(tensor) for tensor in tensors if tensor is not None)
-    for start in range(0, batch, size):
-        yield tuple(None if each is None else each[start : start + size] for each in tensors)
+    for samples in _ranges(batch, size):
+        yield tuple(None if each is None else each[samples] for each in tensors)
+
+
+def _of_filters(scale: Tensor | None, filters: slice) -> Tensor | None:
+    """The filters' part of a scale, which is the whole of one that they share."""
+    return scale if scale is None or scale.shape[1] == 1 else scale[:, filters]
 
 
 def _differentiable_gradients(
@@ -378,9 +419,40 @@ def _differentiable_gradients(
 def _gradients(
     ctx: Any, grad: Tensor, input: Tensor, experts: Tensor, mixture: Tensor, scale: Tensor | None
 ) -> tuple[Tensor | None, ...]:
-    grad_experts = torch.zeros_like(experts.flatten(1), dtype=accumulation_dtype(experts.dtype))
-    grads_of_samples = []
-    for grads, images, shares, factor in _split(ctx.chunk, grad, input, mixture, scale):
+    grad_experts = torch.empty_like(experts, dtype=accumulation_dtype(experts.dtype))
+    parts = [
+        _gradients_of_filters(
+            ctx,
+            grad[:, filters],
+            input,
+            experts[:, filters],
+            mixture,
+            _of_filters(scale, filters),
+            out=grad_experts[:, filters],
+        )
+        for filters in _ranges(experts.shape[1], ctx.tile.filters)
+    ]
+    grad_inputs, grad_mixtures, grad_scales = zip(*parts, strict=True)
+    grad_scale = None
+    if scale is not None:
+        grad_scale = _sum(grad_scales) if scale.shape[1] == 1 else torch.cat(grad_scales, 1)
+    grad_input = _sum(grad_inputs) if ctx.needs_input_grad[0] else None
+    return grad_input, grad_experts.to(experts.dtype), _sum(grad_mixtures), grad_scale
+
+
+def _gradients_of_filters(
+    ctx: Any,
+    grad: Tensor,
+    input: Tensor,
+    experts: Tensor,
+    mixture: Tensor,
+    scale: Tensor | None,
+    out: Tensor,
+) -> list[Tensor | None]:
+    """The gradients of input, mixture and scale; that of the experts goes to ``out``."""
+    rows, out = experts.flatten(1), out.flatten(1)
+    grads_of_samples: list[tuple[Tensor | None, ...]] = []
+    for grads, images, shares, factor in _split(ctx.tile.samples, grad, input, mixture, scale):
         mixed = _mix_experts(experts, shares)
         grad_images, grad_kernels = _convolution_gradients(
             grads, images, _scaled(mixed, factor), ctx
@@ -389,13 +461,17 @@ def _gradients(
         if factor is not None:
             grad_factor = (grad_kernels * mixed).sum_to_size(factor.shape)
         grad_mixed = _scaled(grad_kernels, factor).flatten(1)
-        grad_experts.addmm_(shares.t().to(grad_experts.dtype), grad_mixed.to(grad_experts.dtype))
-        grads_of_samples.append((grad_images, grad_mixed @ experts.flatten(1).t(), grad_factor))
-    grad_input, grad_mixture, grad_scale = (
+        is_first = not grads_of_samples  # beta=0: out is not initialised
+        out.addmm_(shares.t().to(out.dtype), grad_mixed.to(out.dtype), beta=0 if is_first else 1)
+        grads_of_samples.append((grad_images, grad_mixed @ rows.t(), grad_factor))
+    return [
         None if parts[0] is None else torch.cat(parts)
         for parts in zip(*grads_of_samples, strict=True)
-    )
-    return grad_input, grad_experts.view_as(experts).to(experts.dtype), grad_mixture, grad_scale
+    ]
+
+
+def _sum(parts: Sequence[Tensor]) -> Tensor:
+    return parts[0] if len(parts) == 1 else torch.stack(list(parts)).sum(0)
 
 
 def _convolution_gradients(

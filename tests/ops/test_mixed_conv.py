@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -11,7 +10,7 @@ from torch import Tensor
 
 from rednet.ops import mixed_conv
 from rednet.ops.geometry import pair
-from rednet.ops.mixed_conv import Factors, Window, mixed_conv2d
+from rednet.ops.mixed_conv import Factors, Tile, Window, mixed_conv2d
 from tests.tolerances import assert_close
 
 GEOMETRIES = [
@@ -24,15 +23,17 @@ GEOMETRIES = [
 ]
 
 
-@pytest.fixture(params=["at once", "one by one", "two at a time"])
-def chunks(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
-    """Runs a test with each number of samples that are convolved at a time."""
-    if request.param != "at once":
-        size = 1 if request.param == "one by one" else 2
-        monkeypatch.setattr(mixed_conv, "_WHOLE_BYTES", 0)
-        monkeypatch.setattr(mixed_conv, "_CHUNK_BYTES", size)
-        monkeypatch.setattr(mixed_conv, "_largest_bytes", lambda *_: 1)
-    yield request.param
+@pytest.fixture(params=["whole", (1, 8), (2, 8), (2, 3)], ids=str)
+def tile(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Runs a test with several numbers of samples and filters that are convolved at a time."""
+    if request.param == "whole":
+        return
+    samples, filters = request.param
+
+    def fixed_tile(input: Tensor, experts: Tensor, window: Window) -> Tile:
+        return Tile(samples, filters if window.groups == 1 else experts.shape[1])
+
+    monkeypatch.setattr(mixed_conv, "_tile", fixed_tile)
 
 
 @pytest.fixture(params=["kernels", "images"])
@@ -104,7 +105,7 @@ def _reference(
 @pytest.mark.parametrize("optional", [("bias", "channels", "filters", "taps"), ("filters",), ()])
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
 def test_equals_one_convolution_a_sample(
-    geometry: dict, optional: tuple, layout: torch.memory_format, chunks: str, folded: str
+    geometry: dict, optional: tuple, layout: torch.memory_format, tile: None, folded: str
 ) -> None:
     tensors, window = _case(geometry)
     for name in {"bias", "channels", "filters", "taps"}.difference(optional):
@@ -116,7 +117,7 @@ def test_equals_one_convolution_a_sample(
 
 
 @pytest.mark.parametrize("geometry", GEOMETRIES)
-def test_gradients_are_the_references(geometry: dict, chunks: str, folded: str) -> None:
+def test_gradients_are_the_references(geometry: dict, tile: None, folded: str) -> None:
     tensors, window = _case(geometry)
     for tensor in tensors.values():
         tensor.requires_grad_()
@@ -134,7 +135,7 @@ def _names() -> list[tuple[str, ...]]:
 
 
 @pytest.mark.parametrize("learned", _names())
-def test_gradients_of_a_part_of_the_tensors(learned: tuple[str, ...], chunks: str) -> None:
+def test_gradients_of_a_part_of_the_tensors(learned: tuple[str, ...], tile: None) -> None:
     tensors, window = _case(GEOMETRIES[1])
     for name in learned:
         tensors[name].requires_grad_()
@@ -147,7 +148,7 @@ def test_gradients_of_a_part_of_the_tensors(learned: tuple[str, ...], chunks: st
 
 
 @pytest.mark.parametrize("geometry", [GEOMETRIES[1], GEOMETRIES[3]])
-def test_second_derivatives(geometry: dict, chunks: str) -> None:
+def test_second_derivatives(geometry: dict, tile: None) -> None:
     tensors, window = _case(geometry)
     leaves = tuple(tensor.requires_grad_() for tensor in tensors.values())
     names = list(tensors)
@@ -173,7 +174,7 @@ def test_second_derivatives(geometry: dict, chunks: str) -> None:
     ids=str,
 )
 @pytest.mark.parametrize("geometry", [GEOMETRIES[0], GEOMETRIES[3]])
-def test_every_dtype(dtype: torch.dtype, geometry: dict, chunks: str) -> None:
+def test_every_dtype(dtype: torch.dtype, geometry: dict, tile: None) -> None:
     tensors, window = _case(geometry, dtype=dtype)
     for tensor in tensors.values():
         tensor.requires_grad_()
@@ -187,7 +188,7 @@ def test_every_dtype(dtype: torch.dtype, geometry: dict, chunks: str) -> None:
         assert_close(tensor.grad, exact[name].grad, 10)
 
 
-def test_autocast_casts_every_tensor(chunks: str) -> None:
+def test_autocast_casts_every_tensor(tile: None) -> None:
     tensors, window = _case(GEOMETRIES[0], dtype=torch.float32)
     tensors["experts"].requires_grad_()
     with torch.autocast("cpu", dtype=torch.bfloat16):
@@ -247,7 +248,7 @@ def test_a_trace_serves_other_batch_and_image_sizes(geometry: dict) -> None:
     assert_close(traced(*others.values()), _reference(**others, window=window))
 
 
-def test_compile_has_no_graph_break(chunks: str) -> None:
+def test_compile_has_no_graph_break(tile: None) -> None:
     tensors, window = _case(GEOMETRIES[1])
     torch.compiler.reset()
     compiled = torch.compile(_mixed, fullgraph=True, backend="aot_eager")
@@ -277,6 +278,29 @@ def test_groups_that_do_not_divide_are_named() -> None:
     tensors["experts"] = torch.randn(3, 7, 2, 3, 3)
     with pytest.raises(ValueError, match="groups must divide the 7 output channels, got 2"):
         _mixed(**tensors, window=Window(groups=2))
+
+
+@pytest.mark.parametrize(
+    ("shape", "channels_out", "groups", "expected"),
+    [
+        ((2, 512, 7, 7), 512, 1, (2, 512)),  # 19 MB of kernels: all at once
+        ((4, 512, 7, 7), 512, 1, (4, 128)),  # 38 MB: a part of the filters of all samples
+        ((64, 512, 7, 7), 512, 1, (16, 32)),
+        ((64, 4096, 1, 1), 20, 1, (5, 16)),  # at least a vector of filters
+        ((64, 512, 7, 7), 512, 2, (2, 512)),  # groups are not divided
+        ((64, 16, 224, 224), 16, 1, (3, 16)),  # large images: a few of them
+        ((2, 16, 512, 512), 16, 1, (1, 16)),  # at least one
+        ((1, 2048, 7, 7), 2048, 1, (1, 2048)),
+    ],
+)
+def test_tiles(
+    shape: tuple[int, ...], channels_out: int, groups: int, expected: tuple[int, int]
+) -> None:
+    input = torch.empty(shape)
+    experts = torch.empty(1, 1).expand(4 * channels_out, shape[1] // groups * 9)
+    experts = experts.view(4, channels_out, shape[1] // groups, 3, 3)
+    window = Window(padding=(1, 1), groups=groups)
+    assert mixed_conv._tile(input, experts, window) == expected
 
 
 @pytest.mark.parametrize(("side", "on_kernels"), [(2, False), (40, True)])
