@@ -135,17 +135,23 @@ class ConvLayer(nn.Module):
         Raises:
             ValueError: If the input is not (N, in_channels, H, W) or is smaller than the kernel.
         """
-        if input.dim() != 4 or input.shape[1] != self.in_channels:
+        shape = input.shape
+        if len(shape) != 4 or shape[1] != self.in_channels:
             raise ValueError(
-                f"input must have shape (N, {self.in_channels}, H, W), got {tuple(input.shape)}"
+                f"input must have shape (N, {self.in_channels}, H, W), got {tuple(shape)}"
             )
-        height, width = self.output_size(input.shape[2], input.shape[3])
-        if height < 1 or width < 1:
+        if not (self._holds_window(0, shape[2]) and self._holds_window(1, shape[3])):
             raise ValueError(
-                f"input of {input.shape[2]} x {input.shape[3]} is too small for "
+                f"input of {shape[2]} x {shape[3]} is too small for "
                 f"kernel_size={self.kernel_size}, padding={self.padding!r}, "
                 f"dilation={self.dilation}"
             )
+
+    def _holds_window(self, side: int, length: int) -> bool:
+        if self.padding == "same":
+            return length > 0
+        padding = 0 if isinstance(self.padding, str) else self.padding[side]
+        return length + 2 * padding > self._same_padding(side)
 
     def window_centres(self, input: Tensor) -> Tensor:
         """The input at the centre of each window, (N, C, Ho, Wo), averaged over the stride."""

@@ -82,7 +82,7 @@ def mixed_conv2d(
 ) -> Tensor:
     r"""Convolves sample n with ``factors[n] * sum over k of mixture[n, k] * experts[k]``.
 
-    Differentiable twice. Under autocast all tensors are cast as a convolution's would be.
+    Differentiable twice. It is for layers, which have checked their input; it checks nothing again.
 
     Args:
         input: Shape (N, C, H, W).
@@ -94,27 +94,22 @@ def mixed_conv2d(
 
     Returns:
         Shape (N, O, Ho, Wo), of the input's memory format.
-
-    Raises:
-        ValueError: If shapes do not fit each other.
     """
-    _check_shapes(input, experts, mixture, bias, factors, window.groups)
-    input, experts, mixture, bias, *rest = _autocast(input, experts, mixture, bias, *factors)
-    if all(factor is None for factor in rest):
+    channels, filters, taps = factors
+    if channels is None and filters is None and taps is None:
         return _convolve_mixed(input, experts, mixture, None, bias, window)
-    factors = Factors(*rest)
     if _are_kernels_smaller(input, experts):
         scale = _kernel_scale(factors, experts, window.groups)
         return _convolve_mixed(input, experts, mixture, scale, bias, window)
-    channels, filters, taps = factors
     if channels is not None:
         input = input * channels[:, :, None, None]
     scale = _kernel_scale(Factors(taps=taps), experts, window.groups)
     if filters is None:
         return _convolve_mixed(input, experts, mixture, scale, bias, window)
     output = _convolve_mixed(input, experts, mixture, scale, None, window)
-    output = output * filters[:, :, None, None]
-    return output if bias is None else output + bias[:, :, None, None]
+    # Autocast leaves products and sums of tensors alone.
+    output = output * filters.to(output.dtype)[:, :, None, None]
+    return _add_bias(output, bias)
 
 
 def _convolve_mixed(
@@ -131,49 +126,25 @@ def _convolve_mixed(
     if experts.shape[3:] == (1, 1) and window.padding == (0, 0) and window.stride != (1, 1):
         input = input[:, :, :: window.stride[0], :: window.stride[1]]
         window = window._replace(stride=(1, 1))
-    tile = _tile(input, experts, window)
-    if is_compiling() or tile == (input.shape[0], experts.shape[1]):
+    if input.shape[0] == 1 or is_compiling():
         return _convolve(input, _mix(experts, mixture, scale), bias, window)
-    output = _InTiles.apply(input, experts, mixture, scale, window, tile)
-    return output if bias is None else output + bias[:, :, None, None]
+    tile = _tile(input, experts, window)
+    if tile == (input.shape[0], experts.shape[1]):
+        return _convolve(input, _mix(experts, mixture, scale), bias, window)
+    tensors = _autocast(input, experts, mixture, scale)
+    return _add_bias(_InTiles.apply(*tensors, window, tile), bias)
 
 
-def _check_shapes(
-    input: Tensor,
-    experts: Tensor,
-    mixture: Tensor,
-    bias: Tensor | None,
-    factors: Factors,
-    groups: int,
-) -> None:
-    if input.dim() != 4:
-        raise ValueError(f"input must have shape (N, C, H, W), got {tuple(input.shape)}")
-    batch, channels = input.shape[:2]
-    if experts.dim() != 5 or experts.shape[2] * groups != channels:
-        raise ValueError(
-            f"experts must have shape (K, O, C / groups, Kh, Kw) with C={channels} and "
-            f"groups={groups}, got {tuple(experts.shape)}"
-        )
-    count, filters, _, height, width = experts.shape
-    if filters % groups:
-        raise ValueError(f"groups must divide the {filters} output channels, got {groups}")
-    _check_rows("mixture", mixture, batch, count)
-    _check_rows("bias", bias, batch, filters)
-    _check_rows("channels", factors.channels, batch, channels)
-    _check_rows("filters", factors.filters, batch, filters)
-    _check_rows("taps", factors.taps, batch, height * width)
-
-
-def _check_rows(name: str, tensor: Tensor | None, rows: int, columns: int) -> None:
-    if tensor is not None and tensor.shape != (rows, columns):
-        raise ValueError(f"{name} must have shape {(rows, columns)}, got {tuple(tensor.shape)}")
-
-
-def _autocast(input: Tensor, *others: Tensor | None) -> tuple[Any, ...]:
+def _autocast(input: Tensor, *others: Tensor | None) -> tuple[Tensor | None, ...]:
+    """What autocast does to a convolution's tensors, for an operator that it does not know."""
     dtype = autocast_dtype(input.device.type)
     if dtype is None or input.dtype == torch.float64:
         return (input, *others)
     return tuple(None if tensor is None else tensor.to(dtype) for tensor in (input, *others))
+
+
+def _add_bias(output: Tensor, bias: Tensor | None) -> Tensor:
+    return output if bias is None else output + bias.to(output.dtype)[:, :, None, None]
 
 
 def _are_kernels_smaller(input: Tensor, kernels: Tensor) -> bool:
@@ -190,7 +161,7 @@ def _are_kernels_smaller(input: Tensor, kernels: Tensor) -> bool:
 def _tile(input: Tensor, experts: Tensor, window: Window) -> Tile:
     """What to convolve at a time: all, if it fits. Other devices than CPUs were not measured."""
     batch, filters = input.shape[0], experts.shape[1]
-    if batch == 1 or input.device.type != "cpu":
+    if input.device.type != "cpu":
         return Tile(batch, filters)
     filter_bytes = experts.shape[2:].numel() * input.element_size()
     image_bytes = _image_bytes(input, experts, window)
@@ -251,7 +222,7 @@ def _mix(experts: Tensor, mixture: Tensor, scale: Tensor | None) -> Tensor:
 
 
 def _mix_experts(experts: Tensor, mixture: Tensor) -> Tensor:
-    return (mixture @ experts.flatten(1)).view(mixture.shape[0], *experts.shape[1:])
+    return torch.mm(mixture, experts.flatten(1)).view(mixture.shape[0], *experts.shape[1:])
 
 
 def _scaled(kernels: Tensor, scale: Tensor | None) -> Tensor:
@@ -268,7 +239,9 @@ def _convolve(input: Tensor, kernels: Tensor, bias: Tensor | None, window: Windo
         return _grouped(input, kernels, bias, window)
     if not is_compiling() and _are_kernels_smaller(input, kernels):
         return _one_by_one(input, kernels, bias, window)
-    return _grouped(input, kernels, bias, window).contiguous(memory_format=torch.channels_last)
+    # The kernels, which are larger, would be copied for an input that is not contiguous.
+    output = _grouped(input.contiguous(), kernels, bias, window)
+    return output.contiguous(memory_format=torch.channels_last)
 
 
 def _is_pointwise(kernel_size: tuple[int, ...], window: Window) -> bool:
@@ -342,7 +315,7 @@ def _patches(
     size = geometry.output_size(input.shape[2], input.shape[3])
     # With the input's own sizes: ONNX's exporter takes those of an unflatten for constants.
     output = (matrices @ columns).reshape(input.shape[0], channels, *size)
-    return output if bias is None else output + bias[:, :, None, None]
+    return _add_bias(output, bias)
 
 
 # ---- the form that keeps no kernels
