@@ -32,8 +32,10 @@ from rednet.ops.dtypes import accumulation_dtype
 from rednet.ops.geometry import Geometry, Pair
 from rednet.ops.tracing import is_compiling, is_exporting
 
-# glibc serves tensors of 32 MiB and more with fresh pages each time, whose first touch is slow.
-_WHOLE_BYTES = 31 * 2**20
+# glibc serves tensors of 32 MiB and more with fresh pages each time, whose first touch is slow. Of
+# kernels the convolution makes a copy as large, and no more of the two together stays in the heap.
+_WHOLE_IMAGES_BYTES = 31 * 2**20
+_WHOLE_KERNELS_BYTES = 15 * 2**20
 # Beyond that, tiles whose tensors stay in the cache, with room for the convolution's own copies.
 _TILE_BYTES = 12 * 2**20
 # So many samples share a reading of the experts, where a tile has room for their kernels.
@@ -164,10 +166,11 @@ def _tile(input: Tensor, experts: Tensor, window: Window) -> Tile:
     if input.device.type != "cpu":
         return Tile(batch, filters)
     filter_bytes = experts.shape[2:].numel() * input.element_size()
+    kernel_bytes = filters * filter_bytes
     image_bytes = _image_bytes(input, experts, window)
-    if batch * max(filters * filter_bytes, image_bytes) <= _WHOLE_BYTES:
+    if batch * kernel_bytes <= _WHOLE_KERNELS_BYTES and batch * image_bytes <= _WHOLE_IMAGES_BYTES:
         return Tile(batch, filters)
-    if window.groups == 1 and filters * filter_bytes > image_bytes:
+    if window.groups == 1 and kernel_bytes > image_bytes:
         room = _TILE_BYTES // (filter_bytes * min(batch, _SHARING))
         filters = _even_part(filters, room, _FILTERS_STEP)
     samples = _TILE_BYTES // max(filters * filter_bytes, image_bytes)
