@@ -30,7 +30,6 @@ import torch
 import torch.nn.functional as F
 from mmengine.config import Config
 from mmengine.optim import AmpOptimWrapper, OptimWrapper, build_optim_wrapper
-from mmengine.registry import MODELS, init_default_scope
 from torch import Tensor, nn
 
 from rednet.engine.benchmark import (
@@ -48,14 +47,12 @@ from rednet.engine.benchmark import (
     table_row,
     write_results,
 )
-from rednet.engine.command_line import OptionsAction, run
+from rednet.engine.command_line import OptionsAction, image_size, run
+from rednet.engine.config_model import build_model
 from rednet.engine.config_options import read_config
-from rednet.engine.preflight import check_scope
 from rednet.engine.random_batch import random_batch
 from rednet.errors import UserError
 
-DEFAULT_SIZE = (224, 224)
-DEFAULT_SIZES = {"mmdet": (800, 1280)}
 PLAIN_OPTIMIZER = dict(
     type="OptimWrapper", optimizer=dict(type="SGD", lr=0.01, momentum=0.9, weight_decay=1e-4)
 )
@@ -143,9 +140,8 @@ def _step(config: Config, args: argparse.Namespace) -> Action:
     scope = config.get("default_scope")
     if args.amp and scope == "mmdet" and args.device.type == "cpu":
         raise UserError("--amp: a detector needs a GPU for it, mmcv's NMS takes no bfloat16")
-    model: Any = _build(config, args)
-    size = tuple(args.shape or DEFAULT_SIZES.get(scope or "", DEFAULT_SIZE))
-    data = random_batch(scope, [size] * args.batch_size)
+    model: Any = _placed(build_model(config), args)
+    data = random_batch(scope, [image_size(args.shape, scope)] * args.batch_size)
 
     def infer() -> object:
         with torch.no_grad(), _autocast(args):
@@ -165,13 +161,13 @@ def _step(config: Config, args: argparse.Namespace) -> Action:
 def _plain_step(config: Config, args: argparse.Namespace) -> Action:
     if config.get("default_scope") != "mmpretrain":
         raise UserError("--plain and --peer are for classifiers, of mmpretrain or without a config")
-    return _step_of_classifier(_build(config, args), args, mode="tensor")
+    return _step_of_classifier(_placed(build_model(config), args), args, mode="tensor")
 
 
 def _step_of_classifier(model: nn.Module, args: argparse.Namespace, **options: Any) -> Action:
     """Scores of random images, or a training step on them."""
     layout = torch.channels_last if args.channels_last else torch.contiguous_format
-    images = torch.randn(args.batch_size, 3, *(args.shape or DEFAULT_SIZE), device=args.device)
+    images = torch.randn(args.batch_size, 3, *image_size(args.shape), device=args.device)
     images = images.contiguous(memory_format=layout)
 
     def infer() -> Tensor:
@@ -189,13 +185,6 @@ def _step_of_classifier(model: nn.Module, args: argparse.Namespace, **options: A
         optimizer.update_params(loss)
 
     return train
-
-
-def _build(config: Config, args: argparse.Namespace) -> nn.Module:
-    scope = config.get("default_scope")
-    check_scope(scope)
-    init_default_scope(scope or "mmengine")
-    return _placed(MODELS.build(config.model), args)
 
 
 def _placed(model: nn.Module, args: argparse.Namespace) -> nn.Module:

@@ -16,14 +16,12 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from mmengine.config import Config
-from mmengine.registry import MODELS, init_default_scope
-from mmengine.runner import load_checkpoint
 from torch import nn
 
-from rednet.engine.command_line import check_file, config_parser, run
+from rednet.engine.command_line import check_file, config_parser, image_size, run
+from rednet.engine.config_model import build_model, load_weights
 from rednet.engine.config_options import read_config
 from rednet.engine.onnx_export import EXPORTERS, TOLERANCE, Graph, export_onnx, relative_errors
-from rednet.engine.preflight import check_scope
 from rednet.engine.safe_checkpoint import require_weights_only
 from rednet.errors import UserError
 
@@ -33,10 +31,8 @@ CHANNELS = 3
 def main(arguments: Sequence[str] | None = None) -> None:
     """Exports what the arguments name."""
     args = _parse(arguments)
-    if min(args.shape) < 1:
-        raise UserError(f"--shape takes a height and a width of at least 1, got {args.shape}")
+    image = (CHANNELS, *image_size(args.shape))
     model = _build(args)
-    image = (CHANNELS, *args.shape)
     target = Path(args.out)
     target.parent.mkdir(parents=True, exist_ok=True)
     # Beside its place, so that it gets there in one step, when it has been checked.
@@ -59,7 +55,6 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         "--shape",
         type=int,
         nargs=2,
-        default=[224, 224],
         metavar=("HEIGHT", "WIDTH"),
         help="size of the images that the model is recorded with (224 224)",
     )
@@ -80,25 +75,19 @@ def _build(args: argparse.Namespace) -> nn.Module:
         check_file(args.checkpoint, "the checkpoint")
     require_weights_only()
     config, _ = read_config(args.config, args.cfg_options)
-    scope = config.get("default_scope")
-    _check_kind(config, scope)
-    check_scope(scope)
-    init_default_scope(scope or "mmengine")
-    model = MODELS.build(config.model)
+    _check_kind(config)
+    model = build_model(config)
     if args.checkpoint is None:
         print("no checkpoint: the weights are random")
-        return model
-    try:
-        load_checkpoint(model, args.checkpoint, map_location="cpu", strict=True)
-    except RuntimeError as error:
-        raise UserError(f"{args.checkpoint} does not fit the config: {error}") from error
+    else:
+        load_weights(model, args.checkpoint)
     return model
 
 
-def _check_kind(config: Config, scope: str | None) -> None:
+def _check_kind(config: Config) -> None:
     if "model" not in config:
         raise UserError("the config has no model to export")
-    if scope == "mmdet":
+    if config.get("default_scope") == "mmdet":
         raise UserError(
             f"detectors, such as this {config.model.type}, are not supported: their proposals and "
             "their suppression of overlapping boxes are no plain graph. A config whose model is "

@@ -16,26 +16,20 @@ from functools import partial
 
 import torch
 from mmengine.config import Config
-from mmengine.registry import MODELS, init_default_scope
 from mmengine.structures import BaseDataElement
 from torch import nn
 
-from rednet.engine.command_line import config_parser, run
+from rednet.engine.command_line import config_parser, image_size, run
 from rednet.engine.complexity import ELEMENTWISE, MULTIPLY_ADDS, Cost, measure
+from rednet.engine.config_model import build_model
 from rednet.engine.config_options import read_config
-from rednet.engine.preflight import check_scope
-from rednet.errors import UserError
-
-DEFAULT_SHAPES = {"mmdet": (800, 1280)}
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Prints what the arguments ask for."""
     args = _parse(arguments)
     config, _ = read_config(args.config, args.cfg_options)
-    scope = config.get("default_scope")
-    height, width = _size(args.shape, scope)
-    check_scope(scope)
+    height, width = image_size(args.shape, config.get("default_scope"))
     costs = measure(_build(config, height, width), torch.zeros(1, 3, height, width))
     print(f"{args.config}, input 1 x 3 x {height} x {width}\n")
     print(_summary(costs[""]))
@@ -63,20 +57,10 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     return parser.parse_args(arguments)
 
 
-def _size(shape: Sequence[int] | None, scope: str | None) -> tuple[int, int]:
-    if shape is None:
-        return DEFAULT_SHAPES.get(scope or "", (224, 224))
-    if len(shape) > 2 or min(shape) < 1:
-        raise UserError(f"--shape takes a height and a width of at least 1, got {list(shape)}")
-    return shape[0], shape[-1]
-
-
 def _build(config: Config, height: int, width: int) -> nn.Module:
     """The model, whose forward takes an image alone, also if it is a detector."""
-    scope = config.get("default_scope") or "mmengine"
-    init_default_scope(scope)
-    model = MODELS.build(config.model)
-    if scope == "mmdet":
+    model = build_model(config)
+    if config.get("default_scope") == "mmdet":
         size = (height, width)
         meta = dict(img_shape=size, ori_shape=size, pad_shape=size, batch_input_shape=size)
         sample = BaseDataElement(metainfo=dict(meta, scale_factor=(1.0, 1.0)))

@@ -16,17 +16,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from mmengine.config import Config, ConfigDict
-from mmengine.registry import MODELS, init_default_scope
+from mmengine.config import Config
 from mmengine.runner import load_checkpoint, save_checkpoint
 from torch import Tensor, nn
 
 from rednet import switch_to_deploy
-from rednet.engine.command_line import check_file, config_parser, run
+from rednet.engine.command_line import check_file, config_parser, image_size, run
+from rednet.engine.config_model import build_model, load_weights
 from rednet.engine.config_options import read_config
-from rednet.engine.preflight import check_scope
 from rednet.engine.safe_checkpoint import require_weights_only
-from rednet.errors import UserError
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -35,12 +33,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     check_file(args.checkpoint, "the checkpoint")
     require_weights_only()
     config, _ = read_config(args.config, args.cfg_options)
-    check_scope(config.get("default_scope"))
-    init_default_scope(config.get("default_scope") or "mmengine")
-    model = MODELS.build(_model_config(config))
+    images = torch.rand(2, 3, *image_size(args.shape))
+    model = build_model(_with_preprocessor(config))
     meta = _load(model, args.checkpoint)
     before = _size(model)
-    images = torch.rand(2, 3, *args.shape)
     fused = switch_to_deploy(model, lambda model: _features(model, images))
     checkpoint, deployed = _write(fused, meta, config, args.out_prefix)
     _check_files(fused, deployed, checkpoint, images)
@@ -55,28 +51,23 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         "--shape",
         type=int,
         nargs=2,
-        default=[224, 224],
         metavar=("HEIGHT", "WIDTH"),
         help="size of the random images on which the outputs are compared (224 224)",
     )
     return parser.parse_args(arguments)
 
 
-def _model_config(config: Config) -> ConfigDict:
-    """The model's config with the preprocessor's, which a config may keep beside it."""
-    model = deepcopy(config.model)  # building changes it
+def _with_preprocessor(config: Config) -> Config:
+    """A copy whose model has the preprocessor, which a config may keep beside it."""
+    config = deepcopy(config)  # building changes it
     if "data_preprocessor" in config:
-        model.setdefault("data_preprocessor", config.data_preprocessor)
-    return model
+        config.model.setdefault("data_preprocessor", config.data_preprocessor)
+    return config
 
 
 def _load(model: nn.Module, path: str) -> dict[str, Any]:
     """Loads a checkpoint that must fit exactly; returns what it says about the data."""
-    try:
-        checkpoint = load_checkpoint(model, path, map_location="cpu", strict=True)
-    except RuntimeError as error:
-        raise UserError(f"{path} does not fit the config: {error}") from error
-    meta = checkpoint.get("meta") or {}
+    meta = load_weights(model, path).get("meta") or {}
     return {key: meta[key] for key in ("dataset_meta",) if key in meta}
 
 
@@ -108,7 +99,7 @@ def _write(model: nn.Module, meta: dict[str, Any], config: Config, prefix: str) 
 
 def _check_files(model: nn.Module, config: str, checkpoint: str, images: Tensor) -> None:
     """Builds the model from what was written."""
-    written = MODELS.build(_model_config(Config.fromfile(config)))
+    written = build_model(_with_preprocessor(Config.fromfile(config)))
     load_checkpoint(written, checkpoint, map_location="cpu", strict=True)
     with torch.no_grad():
         torch.testing.assert_close(_features(written, images), _features(model, images))

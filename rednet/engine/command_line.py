@@ -22,6 +22,9 @@ from rednet.errors import UserError
 
 USER_ERROR = 2
 
+DEFAULT_SIZE = (224, 224)
+DEFAULT_SIZES = {"mmdet": (800, 1280)}
+
 
 def run(
     main: Callable[[Sequence[str] | None], None], arguments: Sequence[str] | None = None
@@ -158,6 +161,23 @@ def check_file(path: str, what: str) -> None:
     """
     if "://" not in path and not Path(path).expanduser().is_file():
         raise UserError(f"{what} {path} is not a file")
+
+
+def image_size(shape: Sequence[int] | None, scope: str | None = None) -> tuple[int, int]:
+    """The height and width of the images of a tool.
+
+    Args:
+        shape: What ``--shape`` was given: height and width, or one number for both.
+        scope: The library whose usual size it is without; by default 224 x 224.
+
+    Raises:
+        UserError: If the shape is neither.
+    """
+    if shape is None:
+        return DEFAULT_SIZES.get(scope or "", DEFAULT_SIZE)
+    if len(shape) > 2 or min(shape) < 1:
+        raise UserError(f"--shape takes a height and a width of at least 1, got {list(shape)}")
+    return shape[0], shape[-1]
 
 
 def build_runner(config: Config, notes: Sequence[str]) -> Runner:

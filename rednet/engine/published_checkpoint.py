@@ -16,10 +16,9 @@ from typing import Any, NamedTuple
 
 import torch
 from mmengine.config import Config
-from mmengine.registry import MODELS, init_default_scope
 from torch import Tensor
 
-from rednet.engine.preflight import check_scope
+from rednet.engine.config_model import build_model
 from rednet.errors import UserError
 
 GROUP_CHANNELS = 16
@@ -204,12 +203,9 @@ def _compare_with_model(result: Conversion, config: Config) -> None:
 
 
 def _model_shapes(config: Config, stem_kernel_size: int | None) -> dict[str, tuple[int, ...]]:
-    scope = config.get("default_scope") or "mmengine"
-    check_scope(scope)
-    init_default_scope(scope)
     backbone = config.model.backbone
     if stem_kernel_size is not None and backbone.get("type") == "RedNet":
         backbone.stem_kernel_size = stem_kernel_size
     with torch.device("meta"):
-        model = MODELS.build(config.model)
+        model = build_model(config)
     return {name: tuple(value.shape) for name, value in model.state_dict().items()}

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 import pytest
 
-from rednet.engine.command_line import check_file, config_parser, run
+from rednet.engine.command_line import check_file, config_parser, image_size, run
 from rednet.errors import ArgumentError, ImageError, UserError
 
 
@@ -70,3 +70,25 @@ def test_a_remote_file_is_not_looked_for() -> None:
     check_file("https://example.org/model.pth", "the checkpoint")
     with pytest.raises(UserError, match="the checkpoint model.pth is not a file"):
         check_file("model.pth", "the checkpoint")
+
+
+@pytest.mark.parametrize(
+    ("shape", "scope", "size"),
+    [
+        (None, None, (224, 224)),
+        (None, "mmpretrain", (224, 224)),
+        (None, "mmdet", (800, 1280)),
+        ([32], "mmdet", (32, 32)),
+        ([32, 48], None, (32, 48)),
+    ],
+)
+def test_the_size_of_the_images(
+    shape: list[int] | None, scope: str | None, size: tuple[int, int]
+) -> None:
+    assert image_size(shape, scope) == size
+
+
+@pytest.mark.parametrize("shape", [[1, 2, 3], [0], [32, -1]])
+def test_a_shape_that_is_none(shape: list[int]) -> None:
+    with pytest.raises(UserError, match="--shape takes a height and a width of at least 1, got"):
+        image_size(shape)
