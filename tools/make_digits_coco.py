@@ -2,6 +2,8 @@
 
 Digits and photographs come with scikit-learn; nothing is downloaded. The same options give the same
 files.
+
+The photographs are scikit-learn's, by danielbuechele and vultilion, under CC BY 2.0.
 """
 
 from __future__ import annotations

@@ -2,6 +2,8 @@
 
 The digits and the photographs come with scikit-learn. Digits and parts of the photographs that the
 training images show are never shown by the validation images.
+
+The photographs are scikit-learn's, by danielbuechele and vultilion, under CC BY 2.0.
 """
 
 from __future__ import annotations

@@ -1,4 +1,7 @@
-"""Training with mmengine's Runner: hooks, and checkpoints that load with ``weights_only``."""
+"""Hooks for mmengine's Runner, and what the tools share.
+
+That is configs and their checks, checkpoints, FLOPs, export to ONNX and benchmarks.
+"""
 
 from rednet.engine import safe_checkpoint
 from rednet.engine.backbone_checkpoint_hook import BackboneCheckpointHook

@@ -17,7 +17,9 @@ from types import ModuleType
 
 HUB = "mmpretrain.apis.model"
 # In a checkout, links to the files at its top level; in an installed package, copies.
-INDEX = Path(__file__).parents[1] / ".mim" / "model-index.yml"
+MIM = Path(__file__).parents[1] / ".mim"
+# Not model-index.yml, which names the detectors too.
+CLASSIFIERS = MIM / "configs" / "metafile.yml"
 
 
 def register_models() -> None:
@@ -29,7 +31,7 @@ def register_models() -> None:
 
 
 def _register(hub: ModuleType) -> None:
-    hub.ModelHub.register_model_index(INDEX, config_prefix=INDEX.parent)
+    hub.ModelHub.register_model_index(CLASSIFIERS, config_prefix=MIM)
 
 
 class _HubFinder(MetaPathFinder):

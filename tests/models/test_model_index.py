@@ -4,8 +4,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import modelindex
 import pytest
-import yaml
 from mmengine.config import Config
 
 pytest.importorskip("mmpretrain")
@@ -41,10 +41,15 @@ def test_models_are_found_by_name(first: str) -> None:
 
 
 def test_the_index_names_what_the_configs_build() -> None:
-    index = yaml.safe_load((ROOT / "model-index.yml").read_text())
-    assert "configs/metafile.yml" in index["Import"]
-    models = yaml.safe_load((ROOT / "configs/metafile.yml").read_text())["Models"]
-    assert [each["Name"] for each in models] == [f"rednet{depth}_imagenet" for depth in DEPTHS]
-    for depth, model in zip(DEPTHS, models, strict=True):
-        assert model["In Collection"] == "RedNet"
-        assert Config.fromfile(ROOT / model["Config"]).model.backbone.depth == depth
+    models = {each.name: each for each in modelindex.load(str(ROOT / "model-index.yml")).models}
+    classifiers = [models.pop(f"rednet{depth}_imagenet") for depth in DEPTHS]
+    for depth, model in zip(DEPTHS, classifiers, strict=True):
+        assert model.in_collection == "RedNet"
+        assert Config.fromfile(ROOT / model.config).model.backbone.depth == depth
+    detectors = (ROOT / "configs/detection").glob("*_rednet50_*.py")
+    assert sorted(models) == sorted(each.stem for each in detectors)
+    for name, model in models.items():
+        assert model.config == f"configs/detection/{name}.py"
+        tasks = [result.task for result in model.results]
+        assert tasks == ["Object Detection", "Instance Segmentation"][: len(tasks)]
+        assert len(tasks) == 1 + name.startswith("mask-rcnn")
