@@ -15,6 +15,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from rednet.ops.dtypes import SUPPORTED_DTYPES
 from rednet.ops.geometry import Geometry
 
 ENVIRONMENT_VARIABLE = "REDNET_BACKEND"
@@ -32,7 +33,7 @@ class Backend:
         grad_input: ``grad_input(grad_output, weight, grad_input, geometry)`` fills grad_input.
         grad_weight: ``grad_weight(grad_output, input, grad_weight, geometry)`` fills grad_weight.
         why_not: ``why_not(device, dtype)`` is None where the backend serves tensors of that kind,
-            else the reason why it does not.
+            else the reason why it does not. It is asked about the operator's dtypes alone.
     """
 
     name: str
@@ -66,6 +67,8 @@ def explain_backends(
         >>> explain_backends("cpu", torch.float32)["reference"] is None
         True
     """
+    if dtype not in SUPPORTED_DTYPES:
+        return dict.fromkeys(_BACKENDS, f"involution serves {SUPPORTED_DTYPES} only")
     return {name: each.why_not(torch.device(device), dtype) for name, each in _BACKENDS.items()}
 
 

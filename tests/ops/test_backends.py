@@ -94,6 +94,13 @@ def test_explain_backends_gives_reasons(picky_backend: None) -> None:
     assert reasons["reference"] is None
 
 
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+def test_no_backend_serves_a_dtype_that_the_operator_refuses(device: str) -> None:
+    reasons = ops.explain_backends(device, torch.int64)
+    assert set(reasons) == {"cuda", "cpu", "shifted", "reference"}
+    assert all("torch.bfloat16" in str(reason) for reason in reasons.values())
+
+
 def test_a_name_is_registered_once(constant_backend: None) -> None:
     with pytest.raises(ValueError, match="'constant' is registered already"):
         backends.register_backend(_fill_with(1.0))

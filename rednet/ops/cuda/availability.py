@@ -9,7 +9,6 @@ import torch
 
 from rednet.ops.cuda.compiler import compile_with_cupy
 from rednet.ops.cuda.problem import Specialisation
-from rednet.ops.dtypes import SUPPORTED_DTYPES
 
 # The quickest to compile.
 _TRIAL = Specialisation("forward", torch.float32, channels_last=False, kernel_width=0, stride=0)
@@ -22,8 +21,6 @@ def why_not(device: torch.device, dtype: torch.dtype) -> str | None:
     """
     if device.type != "cuda":
         return "it serves CUDA tensors only"
-    if dtype not in SUPPORTED_DTYPES:
-        return f"it serves {SUPPORTED_DTYPES} only"
     return _why_not_on(device.index)
 
 
