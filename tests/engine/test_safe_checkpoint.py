@@ -72,7 +72,6 @@ def test_nothing_else_may_be_called(tmp_path: Path, call: _Call) -> None:
 
 
 def test_weights_only_is_required_of_every_torch_that_can(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv("TORCH_FORCE_WEIGHTS_ONLY_LOAD", raising=False)
+    monkeypatch.setattr(os, "environ", {})
     require_weights_only()
-    assert os.environ["TORCH_FORCE_WEIGHTS_ONLY_LOAD"] == "1"
-    monkeypatch.delenv("TORCH_FORCE_WEIGHTS_ONLY_LOAD")
+    assert os.environ == {"TORCH_FORCE_WEIGHTS_ONLY_LOAD": "1"}
