@@ -19,8 +19,8 @@ from typing import Any, NamedTuple
 
 import torch
 
-import rednet
 from rednet.errors import UserError
+from rednet.version import __version__
 
 Action = Callable[[], object]
 
@@ -229,9 +229,7 @@ def _resident(field: str) -> int:
 
 def describe_machine(device: torch.device) -> dict[str, Any]:
     """The device, its threads and the versions of what runs on it."""
-    versions = dict(
-        python=platform.python_version(), torch=torch.__version__, rednet=rednet.__version__
-    )
+    versions = dict(python=platform.python_version(), torch=torch.__version__, rednet=__version__)
     if device.type != "cuda":
         return dict(device=_processor(), threads=torch.get_num_threads(), **versions)
     properties = torch.cuda.get_device_properties(device)
