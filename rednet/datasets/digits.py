@@ -54,7 +54,7 @@ class Digits(BaseDataset):
         super().__init__(test_mode=split == "val" if test_mode is None else test_mode, **kwargs)
 
     @property
-    def CLASSES(self) -> tuple[str, ...]:  # noqa: N802  (the name that mmpretrain's tools read)
+    def CLASSES(self) -> tuple[str, ...]:  # the name that mmpretrain's tools read
         """The names of the classes."""
         return self.metainfo["classes"]
 

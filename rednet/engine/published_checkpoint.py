@@ -146,7 +146,7 @@ def _renamed(name: str) -> str:
 
 def _objection(name: str, value: Any, taken: Mapping[str, Tensor]) -> str | None:
     if not isinstance(value, Tensor):
-        return f"a {type(value).__name__}, not a tensor"
+        return f"not a tensor but {type(value).__name__}"
     if name in taken:
         return f"a second entry for {name}"
     if name.startswith("backbone."):

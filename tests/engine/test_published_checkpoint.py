@@ -219,11 +219,11 @@ def test_every_entry_is_taken_renamed_or_refused_with_a_reason() -> None:
         "backbone.conv1.weight": "no entry of a RedNet has this name",
         "ema_backbone_stem": "no part of a model that is known has this name",
         "module.rpn_head.rpn_cls.bias": "a second entry for rpn_head.rpn_cls.bias",
-        "head.epoch": "a int, not a tensor",
+        "head.epoch": "not a tensor but int",
     }
     lines = list(result.lines())
     assert len(lines) == len(state) + 2
-    assert "refused  head.epoch: a int, not a tensor" in lines
+    assert "refused  head.epoch: not a tensor but int" in lines
     assert "the stem's involution has stem_kernel_size=7" in lines
 
 

@@ -19,7 +19,3 @@ extern "C" const char* launch(const void* const* arguments, int blocks, int thre
     kernel_arguments = arguments;
     return emulator::run_grid(call_kernel, blocks, threads, shared_bytes, seed);
 }
-
-extern "C" int problem_bytes() {
-    return sizeof(Problem);
-}
