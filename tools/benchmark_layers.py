@@ -35,8 +35,7 @@ from rednet.engine.benchmark import (
 )
 from rednet.engine.command_line import run
 from rednet.errors import UserError
-from rednet.layers.base import ConvLayer
-from rednet.registry import CONV_LAYERS
+from rednet.layers.base import registered_layers
 
 CONVOLUTION = "nn.Conv2d"
 MODES = ["forward", "train"]
@@ -139,15 +138,6 @@ def parse_peer(text: str) -> tuple[str, str]:
     if not layer or not address:
         raise argparse.ArgumentTypeError(f"expected LAYER=SOURCE:NAME, got {text!r}")
     return layer, address
-
-
-def registered_layers() -> dict[str, type[ConvLayer]]:
-    """The convolution layers of this package, by their registered types."""
-    return {
-        name: layer
-        for name, layer in sorted(CONV_LAYERS.module_dict.items())
-        if isinstance(layer, type) and issubclass(layer, ConvLayer)
-    }
 
 
 def turn(module: nn.Module, image: Tensor, mode: str) -> Callable[[], None]:

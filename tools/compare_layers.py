@@ -39,8 +39,7 @@ from rednet.engine.command_line import run
 from rednet.engine.complexity import measure
 from rednet.engine.temperature_hook import layers_with_temperature
 from rednet.errors import ArgumentError, UserError
-from rednet.layers.base import ConvLayer
-from rednet.registry import CONV_LAYERS
+from rednet.layers.base import registered_layers
 
 CONVOLUTION = "nn.Conv2d"
 WIDTH, SIDE, PADDING, BATCH = 32, 16, 2, 64
@@ -131,11 +130,7 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
 
 
 def _chosen(names: Sequence[str] | None = None) -> list[str]:
-    known = [CONVOLUTION] + sorted(
-        name
-        for name, layer in CONV_LAYERS.module_dict.items()
-        if isinstance(layer, type) and issubclass(layer, ConvLayer)
-    )
+    known = [CONVOLUTION, *registered_layers()]
     for name in names or ():
         if name not in known:
             raise ArgumentError(f"--layers must be among {', '.join(known)}, got {name!r}")

@@ -8,8 +8,7 @@ from mmengine.hooks import Hook
 from mmengine.runner import Runner
 from torch import nn
 
-from rednet.layers.base import positive_int
-from rednet.layers.mixture import positive_number
+from rednet.ops.arguments import positive_int, positive_number
 from rednet.registry import HOOKS
 
 # The scalar of the message hub, and so of the log and the visualiser.

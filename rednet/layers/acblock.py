@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from rednet.errors import ArgumentError
 from rednet.layers.base import ConvLayer
-from rednet.layers.folding import is_affine, scale_and_shift, scale_filters
+from rednet.layers.folding import scale_and_shift, scale_filters, uses_running_statistics
 from rednet.ops.geometry import IntOrPair, Pair
 from rednet.ops.tracing import is_exporting
 from rednet.registry import CONV_LAYERS
@@ -138,7 +138,7 @@ class ACBlock(ConvLayer):
 
         An exported graph keeps the branches: it is for ``switch_to_deploy`` to fuse them for good.
         """
-        if is_exporting() or not all(is_affine(norm) for norm in self._norms()):
+        if is_exporting() or not all(uses_running_statistics(norm) for norm in self._norms()):
             return False
         height, width = self.output_size(input.shape[2], input.shape[3])
         return height * width >= FUSED_FROM_PIXELS

@@ -5,15 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from rednet.errors import ArgumentError
+from rednet.ops.arguments import positive_int
 from rednet.ops.geometry import Geometry, IntOrPair, Pair, pair
-
-# In torch 2.1 a mean keeps its operand for its gradient, so that this must not change any more.
-MEAN_KEEPS_OPERAND = hasattr(torch.ones(1, requires_grad=True).mean(0).grad_fn, "_saved_self")
+from rednet.registry import CONV_LAYERS
 
 _PADDING_MODES = ("zeros", "reflect", "replicate", "circular")
 
@@ -289,6 +287,15 @@ class ConvLayer(nn.Module):
         return text
 
 
+def registered_layers() -> dict[str, type[ConvLayer]]:
+    """The convolution layers of this package, by their registered types in alphabetical order."""
+    return {
+        name: layer
+        for name, layer in sorted(CONV_LAYERS.module_dict.items())
+        if isinstance(layer, type) and issubclass(layer, ConvLayer)
+    }
+
+
 def global_average(input: Tensor) -> Tensor:
     """The mean over the pixels, (N, C, 1, 1)."""
     return input.mean((2, 3), keepdim=True)
@@ -297,17 +304,3 @@ def global_average(input: Tensor) -> Tensor:
 def pointwise(convolution: nn.Conv2d, vectors: Tensor) -> Tensor:
     """A 1 x 1 convolution of single pixels, (N, C) to (N, O); a product is faster to call."""
     return F.linear(vectors, convolution.weight.flatten(1), convolution.bias)
-
-
-def positive_int(name: str, value: int) -> int:
-    """Returns ``value`` if it is an int of at least 1.
-
-    Raises:
-        TypeError: If it is no int.
-        ArgumentError: If it is smaller than 1.
-    """
-    if isinstance(value, bool) or not hasattr(value, "__index__"):
-        raise TypeError(f"{name} must be an int, got {value!r}")
-    if value < 1:
-        raise ArgumentError(f"{name} must be at least 1, got {value!r}")
-    return int(value)

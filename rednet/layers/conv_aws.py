@@ -23,7 +23,7 @@ class StandardisedConv(ConvLayer):
     It keeps ``weight``, ``weight_gamma`` and ``weight_beta``; a subclass initialises them.
 
     Raises:
-        ValueError: If the kernel has one element per output channel, and so no variance.
+        ArgumentError: If the kernel has one element per output channel, and so no variance.
     """
 
     weight_gamma: Tensor

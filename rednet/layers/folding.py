@@ -9,7 +9,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from rednet.ops.dtypes import accumulation_dtype
 
 
-def is_affine(norm: _BatchNorm) -> bool:
+def uses_running_statistics(norm: _BatchNorm) -> bool:
     """Whether the norm uses its running statistics, so that it only scales and shifts."""
     return not norm.training and norm.running_var is not None
 

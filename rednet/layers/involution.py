@@ -8,8 +8,9 @@ from mmengine.model import kaiming_init
 from torch import Tensor, nn
 
 from rednet.errors import ArgumentError
-from rednet.layers.base import ConvLayer, positive_int
+from rednet.layers.base import ConvLayer
 from rednet.ops import involution2d
+from rednet.ops.arguments import positive_int
 from rednet.ops.geometry import IntOrPair
 from rednet.registry import CONV_LAYERS
 

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from rednet.errors import ArgumentError
 from rednet.layers.base import ConvLayer
+from rednet.ops.arguments import positive_number
 from rednet.ops.geometry import IntOrPair
 from rednet.ops.mixed_conv import Factors, Window, mixed_conv2d
 
@@ -104,17 +103,3 @@ class MixtureConvLayer(ConvLayer):
     def unpublished_state(self) -> dict[str, Tensor]:
         """What a published checkpoint implies without containing it."""
         return {"temperature": torch.ones(())}
-
-
-def positive_number(name: str, value: float) -> float:
-    """Returns ``value`` if it is a finite number above 0.
-
-    Raises:
-        TypeError: If it is no number.
-        ArgumentError: If it is not finite and above 0.
-    """
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
-        raise TypeError(f"{name} must be a number, got {value!r}")
-    if not (value > 0 and math.isfinite(value)):
-        raise ArgumentError(f"{name} must be finite and above 0, got {value!r}")
-    return value

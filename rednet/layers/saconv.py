@@ -11,7 +11,7 @@ from mmengine.model import constant_init
 from torch import Tensor, nn
 
 from rednet.errors import MissingDependencyError
-from rednet.layers.base import MEAN_KEEPS_OPERAND, global_average
+from rednet.layers.base import global_average
 from rednet.layers.conv_aws import StandardisedConv, standardised_state
 from rednet.layers.padding import pad_image
 from rednet.ops.dtypes import accumulation_dtype
@@ -20,6 +20,8 @@ from rednet.registry import CONV_LAYERS
 
 SWITCH_RADIUS = 2
 ATROUS_RATE = 3
+# In torch 2.1 a mean keeps its operand for its gradient, so that this must not change any more.
+_MEAN_KEEPS_OPERAND = hasattr(torch.ones(1, requires_grad=True).mean(0).grad_fn, "_saved_self")
 
 
 @CONV_LAYERS.register_module()
@@ -143,7 +145,7 @@ class SAConv2d(StandardisedConv):
         # In place where nothing keeps the operand: fresh memory costs more than the arithmetic.
         output = (switch.to(near.dtype) * near.sub_(far)).add_(far)
         context = self.post_context(global_average(output))
-        return output + context if MEAN_KEEPS_OPERAND else output.add_(context)
+        return output + context if _MEAN_KEEPS_OPERAND else output.add_(context)
 
     def _switch(self, input: Tensor) -> Tensor:
         """The switch, (N, 1, Ho, Wo): averaged after the 1 x 1 convolution, over one channel."""

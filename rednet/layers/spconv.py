@@ -7,8 +7,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from rednet.errors import ArgumentError
-from rednet.layers.base import ConvLayer
+from rednet.layers.base import ConvLayer, global_average
 from rednet.layers.folding import fold, scale_and_shift
+from rednet.ops.arguments import positive_number
 from rednet.ops.geometry import IntOrPair
 from rednet.registry import CONV_LAYERS
 
@@ -74,7 +75,7 @@ class SPConv2d(ConvLayer):
         if out_channels % GROUPS:
             raise ArgumentError(f"out_channels must be a multiple of {GROUPS}, got {out_channels}")
         self.register_parameter("bias", None)
-        self.ratio = ratio
+        self.ratio = positive_number("ratio", ratio)
         split = _split(in_channels, ratio)
         # The norms come first, because tools that fold a norm into the convolution registered
         # before it must not take any of these for such a pair.
@@ -102,7 +103,7 @@ class SPConv2d(ConvLayer):
         slim = self.bn2(self.conv1x1(rest_centres))
         # A softmax over two averages is a sigmoid of their difference.
         difference = full.sub_(slim)
-        share = torch.sigmoid(difference.mean((2, 3), keepdim=True))
+        share = torch.sigmoid(global_average(difference))
         return (share * difference).add_(slim)
 
     def _grouped(self, kept: Tensor) -> Tensor:
@@ -127,11 +128,8 @@ def _split(in_channels: int, ratio: float) -> tuple[int, int]:
     """How many channels the kernel sees, and how many it does not.
 
     Raises:
-        TypeError: If the ratio is no number.
         ArgumentError: If a part has no channels, or the kernel's cannot be split in two groups.
     """
-    if isinstance(ratio, bool) or not isinstance(ratio, (int, float)):
-        raise TypeError(f"ratio must be a number, got {ratio!r}")
     kept = int(in_channels * ratio)
     if not 0 < kept < in_channels:
         raise ArgumentError(

@@ -12,7 +12,6 @@ from torch import Tensor, nn
 
 import rednet  # noqa: F401  (registers the layers)
 from rednet.layers.base import ConvLayer
-from rednet.registry import CONV_LAYERS
 
 IN_CHANNELS, OUT_CHANNELS = 16, 32
 # For layers of 8 to 6 channels that take whatever nn.Conv2d takes.
@@ -23,20 +22,6 @@ GEOMETRIES = [
     dict(kernel_size=1, bias=False),
     dict(kernel_size=(2, 5), stride=(1, 2), padding=(1, 3), bias=False),
 ]
-
-
-def registered_layers() -> list[str]:
-    """The registered types that are convolution layers of this package."""
-    return sorted(
-        name
-        for name, layer in CONV_LAYERS.module_dict.items()
-        if isinstance(layer, type) and layer.__module__.startswith("rednet.layers.")
-    )
-
-
-def layer_class(name: str) -> type[ConvLayer]:
-    """The registered class."""
-    return CONV_LAYERS.get(name)
 
 
 def build(name: str, *args: Any, **kwargs: Any) -> nn.Module:

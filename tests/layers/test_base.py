@@ -7,7 +7,8 @@ import torch
 from mmengine.runner.checkpoint import load_state_dict
 from torch import nn
 
-from rednet.layers.base import ConvLayer, positive_int
+from rednet.layers.base import ConvLayer, registered_layers
+from rednet.registry import CONV_LAYERS
 
 
 @pytest.mark.parametrize("kernel_size", [3, 4, (5, 2)])
@@ -32,12 +33,6 @@ def test_pad_and_output_size_agree_with_conv2d(
 def test_same_padding_refuses_a_stride() -> None:
     with pytest.raises(ValueError, match=r"padding='same' needs stride 1, got stride=\(2, 2\)"):
         ConvLayer(1, 1, 3, stride=2, padding="same")
-
-
-@pytest.mark.parametrize("value", [True, 1.0, "1", None])
-def test_positive_int_refuses_what_is_no_int(value: object) -> None:
-    with pytest.raises(TypeError, match="groups must be an int, got"):
-        positive_int("groups", value)
 
 
 def test_channels_are_multiples_of_groups() -> None:
@@ -100,3 +95,11 @@ def test_a_layer_without_the_convolution_takes_none_of_its_weights() -> None:
 
     result = Other(2, 4, 3, groups=2).load_state_dict(_plain().state_dict(), strict=False)
     assert result.unexpected_keys == ["weight"]
+
+
+def test_a_layer_is_found_by_being_registered(monkeypatch: pytest.MonkeyPatch) -> None:
+    before = registered_layers()
+    monkeypatch.setitem(CONV_LAYERS.module_dict, "Doubling", _Doubling)
+    assert registered_layers() == {**before, "Doubling": _Doubling}
+    assert list(registered_layers()) == sorted(registered_layers())
+    assert "RedNet" not in before and "SwapConv" not in before

@@ -14,15 +14,8 @@ import torch
 from mmcv.cnn import ConvModule
 from torch import Tensor, nn
 
-from tests.layers.cases import (
-    IN_CHANNELS,
-    OUT_CHANNELS,
-    build,
-    layer_class,
-    random_geometries,
-    randomised,
-    registered_layers,
-)
+from rednet.layers.base import registered_layers
+from tests.layers.cases import IN_CHANNELS, OUT_CHANNELS, build, random_geometries, randomised
 from tests.tolerances import FLOAT16, assert_close
 
 pytestmark = pytest.mark.parametrize("name", registered_layers())
@@ -292,5 +285,5 @@ def test_a_bad_argument_is_named_with_its_value(name: str, argument: str, value:
 
 
 def test_the_docstring_cites_and_describes(name: str) -> None:
-    docstring = layer_class(name).__doc__ or ""
+    docstring = registered_layers()[name].__doc__ or ""
     assert "arxiv.org" in docstring and "Args:" in docstring

@@ -6,7 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from tests.layers.cases import registered_layers
+from rednet.layers.base import registered_layers
 
 ROOT = Path(__file__).resolve().parents[2]
 SCRIPT = """

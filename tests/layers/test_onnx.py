@@ -9,7 +9,8 @@ import pytest
 import torch
 from torch import nn
 
-from tests.layers.cases import build, randomised, registered_layers
+from rednet.layers.base import registered_layers
+from tests.layers.cases import build, randomised
 from tests.tolerances import assert_close
 
 pytest.importorskip("onnx")

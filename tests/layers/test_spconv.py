@@ -60,11 +60,9 @@ def test_without_padding_the_1x1_paths_see_the_windows_centres(stride: int) -> N
 @pytest.mark.parametrize(
     ("in_channels", "ratio", "reason"),
     [
-        (16, 0.0, "gives 0 and 16"),
         (16, 1.0, "gives 16 and 0"),
         (16, 1 / 32, "gives 0 and 16"),
         (18, 0.5, "gives 9, which is no multiple of 2"),
-        (16, -0.5, "gives -8 and 24"),
     ],
 )
 def test_both_parts_hold_channels(in_channels: int, ratio: float, reason: str) -> None:
@@ -79,6 +77,8 @@ def test_other_geometry_that_cannot_be_served() -> None:
         SPConv2d(16, 15, 3)
     with pytest.raises(TypeError, match="ratio must be a number, got '1/2'"):
         SPConv2d(16, 16, 3, ratio="1/2")
+    with pytest.raises(ValueError, match="ratio must be finite and above 0, got -0.5"):
+        SPConv2d(16, 16, 3, ratio=-0.5)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

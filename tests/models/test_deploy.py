@@ -11,9 +11,10 @@ from torch import Tensor, nn
 
 import rednet
 from rednet.layers import ACBlock, ConvAWS2d, Involution2d, SAConv2d, SPConv2d
+from rednet.layers.base import registered_layers
 from rednet.models import RedNet
 from rednet.registry import MODELS
-from tests.layers.cases import randomised, registered_layers
+from tests.layers.cases import randomised
 
 TWO_STAGES = dict(num_stages=2, strides=(1, 2), dilations=(1, 1), out_indices=(0, 1))
 
