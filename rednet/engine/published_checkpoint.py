@@ -10,7 +10,6 @@ from __future__ import annotations
 import pickle
 import re
 from collections.abc import Iterable, Iterator, Mapping
-from math import isqrt
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -19,7 +18,8 @@ from mmengine.config import Config
 from torch import Tensor
 
 from rednet.engine.config_model import build_model
-from rednet.errors import UserError
+from rednet.errors import ArgumentError, UserError
+from rednet.layers.involution import generated_kernel_size
 
 GROUP_CHANNELS = 16
 
@@ -162,20 +162,13 @@ def _read_kernel_sizes(result: Conversion) -> None:
         if match is None or reduction is None:
             continue
         groups = reduction.shape[1] // GROUP_CHANNELS
-        rows = result.state_dict[name].shape[0]
-        side = isqrt(rows // groups) if groups else 0
-        if side % 2 and side * side * groups == rows:
-            result.kernel_sizes[match[1]] = side
+        try:
+            size = generated_kernel_size(name, result.state_dict[name], groups)
+        except ArgumentError as error:
+            names = [each for each in result.state_dict if each.startswith(f"{match[1]}.")]
+            _refuse(result, names, str(error))
         else:
-            reason = (
-                f"{rows} rows in {name} are no odd square times {groups} groups of "
-                f"{GROUP_CHANNELS} channels"
-            )
-            _refuse(
-                result,
-                [each for each in result.state_dict if each.startswith(f"{match[1]}.")],
-                reason,
-            )
+            result.kernel_sizes[match[1]] = size
 
 
 def _refuse(result: Conversion, names: Iterable[str], reason: str) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from math import isqrt
+
 import torch
 from mmcv.cnn import ConvModule
 from mmengine.model import kaiming_init
@@ -126,3 +128,27 @@ class Involution2d(ConvLayer):
         kernels = self.conv2(self.conv1(self.window_centres(input)))
         groups = self.out_channels // self.group_channels
         return kernels.reshape(kernels.shape[0], groups, *self.kernel_size, *kernels.shape[2:])
+
+
+def generated_kernel_size(name: str, weight: Tensor, groups: int) -> int:
+    """Reads the kernel size off the tensor that generates an involution's kernels.
+
+    Args:
+        name: The tensor's name, for the error message.
+        weight: ``conv2.conv.weight``, (K * K * groups, hidden, 1, 1).
+        groups: Groups of channels that share a kernel.
+
+    Returns:
+        K.
+
+    Raises:
+        ArgumentError: If no square kernel of odd size has so many elements.
+    """
+    rows = len(weight)
+    size = isqrt(rows // groups) if groups else 0
+    if size % 2 == 0 or size * size * groups != rows:
+        raise ArgumentError(
+            f"{name} must have K * K * {groups} rows, for an odd square kernel of each of the "
+            f"{groups} groups, got shape {tuple(weight.shape)}"
+        )
+    return size

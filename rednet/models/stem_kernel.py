@@ -3,37 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import MutableMapping
-from math import isqrt
 from typing import Any
 
 import torch.nn.functional as F
 from mmengine.logging import print_log
 from torch import Tensor
 
-from rednet.layers.involution import Involution2d
-
-
-def stem_kernel_size(weight: Tensor, involution: Involution2d) -> int:
-    """Reads the kernel size off the tensor that generates the stem's kernels.
-
-    Args:
-        weight: ``stem.1.conv2.conv.weight``, (K * K * G, hidden, 1, 1).
-        involution: The layer that has the same number of groups G.
-
-    Returns:
-        K.
-
-    Raises:
-        ValueError: If no square kernel has so many elements.
-    """
-    groups = involution.out_channels // involution.group_channels
-    taps, rest = divmod(weight.shape[0], groups)
-    if rest or isqrt(taps) ** 2 != taps:
-        raise ValueError(
-            f"stem.1.conv2.conv.weight must have K * K * {groups} rows for a square kernel, "
-            f"got shape {tuple(weight.shape)}"
-        )
-    return isqrt(taps)
+from rednet.layers.involution import Involution2d, generated_kernel_size
 
 
 def widen_stem_kernel(
@@ -49,20 +25,24 @@ def widen_stem_kernel(
         backbone: The RedNet that loads the checkpoint.
         state_dict: The checkpoint; its two entries are replaced.
         prefix: Where the backbone's entries are in it.
+
+    Raises:
+        ArgumentError: If the checkpoint's kernel is not square or its size is even.
     """
     involution: Involution2d = backbone.stem[1]
-    key = f"{prefix}stem.1.conv2.conv."
-    if f"{key}weight" not in state_dict:
+    weight, bias = (f"{prefix}stem.1.conv2.conv.{name}" for name in ("weight", "bias"))
+    if not {weight, bias} <= state_dict.keys():
         return
-    given = stem_kernel_size(state_dict[f"{key}weight"], involution)
-    border, odd = divmod(involution.kernel_size[0] - given, 2)
-    if border <= 0 or odd:
+    groups = involution.out_channels // involution.group_channels
+    given = generated_kernel_size(weight, state_dict[weight], groups)
+    border = (involution.kernel_size[0] - given) // 2
+    if border <= 0:
         return
-    for name in ("weight", "bias"):
-        entry = state_dict[key + name]
+    for name in (weight, bias):
+        entry = state_dict[name]
         kernels = entry.view(-1, given, given, entry[0].numel()).movedim(3, 0)
         wide = F.pad(kernels, (border, border, border, border)).movedim(0, 3)
-        state_dict[key + name] = wide.reshape(-1, *entry.shape[1:])
+        state_dict[name] = wide.reshape(-1, *entry.shape[1:])
     print_log(
         f"{prefix}stem.1: the checkpoint's {given} x {given} kernel is read into the centre of the "
         f"{involution.kernel_size[0]} x {involution.kernel_size[1]} one; the output is the same",

@@ -7,6 +7,7 @@ import pytest
 import torch
 from mmengine.runner.checkpoint import load_state_dict
 
+from rednet.errors import ArgumentError
 from rednet.models import RedNet
 
 TINY = dict(depth=26, stem_channels=32, base_channels=16)
@@ -37,11 +38,19 @@ def test_a_larger_stem_kernel_is_refused() -> None:
 
 
 def test_a_kernel_that_is_not_square_is_refused() -> None:
-    backbone = RedNet(**TINY)
-    state = backbone.state_dict()
-    state["stem.1.conv2.conv.weight"] = torch.zeros(8, 4, 1, 1)
-    with pytest.raises(ValueError, match="square kernel"):
-        backbone.load_state_dict(state)
+    detector = torch.nn.ModuleDict(dict(backbone=RedNet(**TINY)))
+    state = detector.state_dict()
+    state["backbone.stem.1.conv2.conv.weight"] = torch.zeros(8, 4, 1, 1)
+    with pytest.raises(ArgumentError, match="^backbone.stem.1.conv2.conv.weight .* square kernel"):
+        detector.load_state_dict(state)
+
+
+@pytest.mark.parametrize("missing", ["weight", "bias"])
+def test_half_of_a_smaller_stem_kernel_is_left_to_pytorch(missing: str) -> None:
+    state = RedNet(**TINY, stem_kernel_size=3).state_dict()
+    del state[f"stem.1.conv2.conv.{missing}"]
+    with pytest.raises(RuntimeError, match=f'Missing key.*"stem.1.conv2.conv.{missing}"'):
+        RedNet(**TINY, stem_kernel_size=7).load_state_dict(state)
 
 
 def test_without_the_checkpoint_nothing_is_frozen(monkeypatch: pytest.MonkeyPatch) -> None:
