@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -20,7 +20,7 @@ from rednet.models.stem_kernel import widen_stem_kernel
 from rednet.ops.tracing import is_exporting
 from rednet.registry import MODELS
 
-ConfigDict = dict | None
+OptionalConfig = dict | None
 
 STAGE_BLOCKS = {
     26: (1, 2, 4, 1),
@@ -66,10 +66,10 @@ class Bottleneck(BaseModule):
         dilation: int = 1,
         style: str = "pytorch",
         avg_down: bool = False,
-        conv_cfg: ConfigDict = None,
-        norm_cfg: ConfigDict = None,
+        conv_cfg: OptionalConfig = None,
+        norm_cfg: OptionalConfig = None,
         with_cp: bool = False,
-        init_cfg: ConfigDict = None,
+        init_cfg: OptionalConfig = None,
     ) -> None:
         super().__init__(init_cfg)
         norm_cfg = norm_cfg or dict(type="BN")
@@ -130,7 +130,7 @@ def _shortcut(
     out_channels: int,
     stride: int,
     avg_down: bool,
-    conv_cfg: ConfigDict,
+    conv_cfg: OptionalConfig,
     norm_cfg: dict,
 ) -> nn.Sequential:
     layers: list[nn.Module] = []
@@ -158,7 +158,6 @@ class RedNet(BaseModule):
         base_channels: Channels of the first stage's involutions; each later stage doubles them.
         stem_kernel_size: Kernel size of the stem's involution: 3 in the published classification
             checkpoints, 7 in the detection and segmentation ones.
-        kernel_size: Kernel size of the involutions in the stages.
         num_stages: Stages to build, 1 to 4.
         strides: Stride of the first block of each stage.
         dilations: Dilation of the involutions of each stage.
@@ -177,6 +176,7 @@ class RedNet(BaseModule):
             :meth:`init_weights` says, and ``frozen_stages`` and ``norm_eval`` have no effect,
             because there is nothing worth keeping. A checkpoint whose stem involution has a smaller
             kernel is read into the centre of this one's, which then computes the same.
+        kernel_size: Kernel size of the involutions in the stages.
 
     Shape:
         - Input: (N, in_channels, H, W)
@@ -200,7 +200,6 @@ class RedNet(BaseModule):
         stem_channels: int = 64,
         base_channels: int = 64,
         stem_kernel_size: int = 3,
-        kernel_size: int = 7,
         num_stages: int = 4,
         strides: Sequence[int] = (1, 2, 2, 2),
         dilations: Sequence[int] = (1, 1, 1, 1),
@@ -208,12 +207,14 @@ class RedNet(BaseModule):
         style: str = "pytorch",
         avg_down: bool = False,
         frozen_stages: int = -1,
-        conv_cfg: ConfigDict = None,
-        norm_cfg: ConfigDict = None,
+        conv_cfg: OptionalConfig = None,
+        norm_cfg: OptionalConfig = None,
         norm_eval: bool = False,
         with_cp: bool = False,
         zero_init_residual: bool = True,
         init_cfg: dict | list[dict] | None = None,
+        *,
+        kernel_size: int = 7,
     ) -> None:
         self.from_scratch = _lacks_checkpoint(init_cfg)
         if self.from_scratch:
@@ -232,26 +233,18 @@ class RedNet(BaseModule):
         norm_cfg = norm_cfg or dict(type="BN")
         self.stem = _stem(in_channels, stem_channels, stem_kernel_size, conv_cfg, norm_cfg)
         self.maxpool = nn.MaxPool2d(kernel_size=3, stride=2, padding=1)
-        self.stage_names = []
-        channels = stem_channels
-        for index in range(num_stages):
-            mid_channels = base_channels * 2**index
-            stage = _stage(
-                STAGE_BLOCKS[depth][index],
-                channels,
-                mid_channels,
-                strides[index],
-                kernel_size=kernel_size,
-                dilation=dilations[index],
-                style=style,
-                avg_down=avg_down,
-                conv_cfg=conv_cfg,
-                norm_cfg=norm_cfg,
-                with_cp=with_cp,
-            )
-            channels = mid_channels * EXPANSION
-            self.stage_names.append(f"layer{index + 1}")
-            self.add_module(self.stage_names[-1], stage)
+        block_cfg = dict(
+            kernel_size=kernel_size,
+            style=style,
+            avg_down=avg_down,
+            conv_cfg=conv_cfg,
+            norm_cfg=norm_cfg,
+            with_cp=with_cp,
+        )
+        stages = _stages(depth, stem_channels, base_channels, strides, dilations, **block_cfg)
+        self.stage_names = [f"layer{number}" for number in range(1, num_stages + 1)]
+        for name, stage in zip(self.stage_names, stages, strict=True):
+            self.add_module(name, stage)
         self._freeze_stages()
         self._register_load_state_dict_pre_hook(widen_stem_kernel, with_module=True)
 
@@ -311,7 +304,7 @@ def _channels_last(image: Tensor) -> Tensor:
 
 
 def _stem(
-    in_channels: int, channels: int, kernel_size: int, conv_cfg: ConfigDict, norm_cfg: dict
+    in_channels: int, channels: int, kernel_size: int, conv_cfg: OptionalConfig, norm_cfg: dict
 ) -> nn.Sequential:
     half = channels // 2
     involution = Involution2d(
@@ -325,6 +318,22 @@ def _stem(
         nn.ReLU(inplace=True),
         ConvModule(half, channels, stride=1, **convolution),
     )
+
+
+def _stages(
+    depth: int,
+    stem_channels: int,
+    base_channels: int,
+    strides: Sequence[int],
+    dilations: Sequence[int],
+    **block_cfg: Any,
+) -> Iterator[nn.Sequential]:
+    """A stage for each stride."""
+    in_channels = stem_channels
+    for index, (stride, dilation) in enumerate(zip(strides, dilations, strict=True)):
+        blocks, mid_channels = STAGE_BLOCKS[depth][index], base_channels * 2**index
+        yield _stage(blocks, in_channels, mid_channels, stride, dilation=dilation, **block_cfg)
+        in_channels = mid_channels * EXPANSION
 
 
 def _stage(

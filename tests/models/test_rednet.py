@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import copy
+import inspect
 from collections.abc import Callable
 
 import pytest
@@ -21,6 +22,17 @@ HEAD_PARAMETERS = 2048 * 1000 + 1000
 
 def _tiny(**changes: object) -> RedNet:
     return MODELS.build(dict(type="RedNet", **{**TINY, **changes}))
+
+
+def test_the_order_of_the_arguments() -> None:
+    order = (
+        "depth in_channels stem_channels base_channels stem_kernel_size num_stages strides "
+        "dilations out_indices style avg_down frozen_stages conv_cfg norm_cfg norm_eval with_cp "
+        "zero_init_residual init_cfg"
+    )
+    parameters = inspect.signature(RedNet).parameters
+    assert list(parameters) == [*order.split(), "kernel_size"]
+    assert parameters["kernel_size"].kind is inspect.Parameter.KEYWORD_ONLY
 
 
 @pytest.fixture(scope="module")
