@@ -4,6 +4,10 @@ The command lines in tools/ print their message alone, without a traceback. Ever
 a fault of the program and keeps its traceback.
 """
 
+from __future__ import annotations
+
+from collections.abc import Sequence
+
 
 class UserError(Exception):
     """Something a user gave cannot be used; the message says what was found and what to do."""
@@ -19,3 +23,9 @@ class ImageError(UserError):
 
 class MissingDependencyError(UserError, ImportError):
     """An optional package is needed and not installed."""
+
+
+def first_names(names: Sequence[str], count: int) -> str:
+    """At most ``count`` names for a message, and how many more there are."""
+    shown = ", ".join(names[:count])
+    return f"{shown} and {len(names) - count} more" if len(names) > count else shown

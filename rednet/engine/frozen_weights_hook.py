@@ -12,7 +12,7 @@ from mmengine.runner import Runner
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from rednet.errors import UserError
+from rednet.errors import UserError, first_names
 from rednet.registry import HOOKS
 
 _NAMES_SHOWN = 3
@@ -39,11 +39,10 @@ class FrozenWeightsHook(Hook):
         names = untrained_frozen_norms(model)
         if not names:
             return
-        shown = ", ".join(names[:_NAMES_SHOWN])
-        more = f" and {len(names) - _NAMES_SHOWN} more" if len(names) > _NAMES_SHOWN else ""
+        shown = first_names(names, _NAMES_SHOWN)
         backbone = _backbone_option(runner.cfg)
         raise UserError(
-            f"the model freezes weights that nothing has trained: the norms {shown}{more} stay in "
+            f"the model freezes weights that nothing has trained: the norms {shown} stay in "
             f"eval mode and hold their initial statistics. Give the weights, with --cfg-options "
             f"{backbone}.init_cfg.checkpoint=FILE or load_from=FILE, or train from scratch, "
             f"with --cfg-options {backbone}.frozen_stages=-1 {backbone}.norm_eval=False"

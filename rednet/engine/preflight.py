@@ -5,7 +5,6 @@ from __future__ import annotations
 import importlib.util
 import os
 from collections.abc import Iterator, Mapping, Sequence
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +13,10 @@ from mmengine.dataset import BaseDataset
 from mmengine.registry import DATASETS
 
 from rednet.engine.config_options import dataset_configs
-from rednet.errors import MissingDependencyError, UserError
+from rednet.errors import MissingDependencyError, UserError, first_names
 
 DEMO = "configs/demo/rednet26_digits.py"
-NAMES_IN_A_MESSAGE = 5
+_NAMES_SHOWN = 5
 
 
 def check_config(config: Config, loaders: Sequence[str]) -> list[str]:
@@ -186,9 +185,7 @@ def check_classes(
 
 def _only_in(folder: str, names: Sequence[str], others: Sequence[str]) -> str:
     extra = sorted(set(names) - set(others))
-    shown = ", ".join(islice(extra, NAMES_IN_A_MESSAGE))
-    more = f" and {len(extra) - NAMES_IN_A_MESSAGE} more" if len(extra) > NAMES_IN_A_MESSAGE else ""
-    return f"; only in {folder}: {shown}{more}" if extra else ""
+    return f"; only in {folder}: {first_names(extra, _NAMES_SHOWN)}" if extra else ""
 
 
 def _limit_topk(config: Config) -> list[str]:

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 from mmengine.logging import print_log
 from torch import Tensor, nn
 
+from rednet.errors import first_names
 from rednet.layers.base import ConvLayer
 
 _NAMES_SHOWN = 5
@@ -93,7 +94,4 @@ def _report(module: nn.Module, state_dict: Mapping[str, Tensor], prefix: str, *_
 
 
 def _shown(names: list[str]) -> str:
-    if not names:
-        return ""
-    more = ", ..." if len(names) > _NAMES_SHOWN else ""
-    return f" ({', '.join(names[:_NAMES_SHOWN])}{more})"
+    return f" ({first_names(names, _NAMES_SHOWN)})" if names else ""

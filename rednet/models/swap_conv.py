@@ -11,7 +11,7 @@ from mmcv.cnn import build_conv_layer
 from mmengine.model import BaseModule
 from torch import nn
 
-from rednet.errors import ArgumentError
+from rednet.errors import ArgumentError, first_names
 from rednet.layers.base import ConvLayer
 from rednet.models.plain_weights import report_plain_weights
 from rednet.ops.geometry import Pair, pair
@@ -170,11 +170,10 @@ def _matches(name: str, patterns: list[re.Pattern[str]]) -> bool:
 def _no_match(
     module: nn.Module, include: Patterns, exclude: Patterns | None, names: list[str]
 ) -> str:
-    shown = ", ".join(names[:_NAMES_SHOWN]) or "nothing: it has no nn.Conv2d"
-    more = f" and {len(names) - _NAMES_SHOWN} more" if len(names) > _NAMES_SHOWN else ""
+    shown = first_names(names, _NAMES_SHOWN) or "nothing: it has no nn.Conv2d"
     return (
         f"include={include!r} with exclude={exclude!r} matches no convolution of "
-        f"{type(module).__name__}; it could have matched: {shown}{more}"
+        f"{type(module).__name__}; it could have matched: {shown}"
     )
 
 
