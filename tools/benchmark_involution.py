@@ -39,7 +39,7 @@ from rednet.engine.benchmark import (
     describe_machine,
     in_mib,
     in_words,
-    load,
+    load_peer,
     measure_rates,
     peak_memory,
     positive,
@@ -169,7 +169,7 @@ def _bytes(tensor: Tensor) -> int:
     return tensor.numel() * tensor.element_size()
 
 
-def parse_args(arguments: Sequence[str] | None) -> argparse.Namespace:
+def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     """Read the command line."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -346,12 +346,12 @@ def show(case: str, results: dict[str, dict[str, float | None]]) -> None:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Time all the cases that the command line asks for."""
-    args = parse_args(arguments)
+    args = _parse(arguments)
     set_up(args)
     # The compiled backward pass may be repeated, as that of the others.
     if hasattr(torch._functorch.config, "donated_buffer"):  # torch >= 2.6
         torch._functorch.config.donated_buffer = False
-    peers = dict(load(address, "involution") for address in args.peer)
+    peers = dict(load_peer(address, "involution") for address in args.peer)
     machine, clock = describe_machine(args.device), Clock(args.device)
     rates = measure_rates(clock, args.device, accumulation_dtype(DTYPES[args.dtype]))
     print(

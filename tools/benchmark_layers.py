@@ -27,7 +27,7 @@ from rednet.engine.benchmark import (
     add_arguments,
     describe_machine,
     in_words,
-    load,
+    load_peer,
     set_up,
     table_head,
     table_row,
@@ -82,7 +82,7 @@ class Case(NamedTuple):
         return f"{channels}-{out} @{side} k{kernel_size} s{stride} b{self.batch} {self.mode}"
 
 
-def parse_args(arguments: Sequence[str] | None) -> argparse.Namespace:
+def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     """Read the command line."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -259,7 +259,7 @@ def _with_peers(layer: str, results: dict[str, dict[str, float]]) -> str:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Time all the cases that the command line asks for."""
-    args = parse_args(arguments)
+    args = _parse(arguments)
     set_up(args)
     layers = registered_layers()
     chosen = args.layers or list(layers)
@@ -270,7 +270,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     for name in chosen:
         keywords = args.keywords.get(name, {})
         contenders[name] = Contender(layers[name], keywords)
-        for label, factory in (load(address) for layer, address in args.peer if layer == name):
+        for label, factory in (load_peer(address) for layer, address in args.peer if layer == name):
             contenders[f"{name} by {label}"] = Contender(factory, keywords)
     machine, clock = describe_machine(args.device), Clock(args.device)
     print(f"{in_words(machine)}\n")

@@ -39,7 +39,7 @@ from rednet.engine.benchmark import (
     describe_machine,
     in_mib,
     in_words,
-    load,
+    load_peer,
     peak_memory,
     positive,
     set_up,
@@ -124,7 +124,7 @@ def _steps(args: argparse.Namespace) -> dict[str, Action]:
     """One step of each model, by the model's name."""
     steps: dict[str, Action] = {}
     for address in args.peer:
-        name, factory = load(address)
+        name, factory = load_peer(address)
         steps[name] = _step_of_classifier(_placed(factory(), args), args)
     for path in args.configs:
         config = read_config(path, args.cfg_options)[0]

@@ -470,7 +470,7 @@ def places_used(environment: Environment) -> dict[str, Path]:
     return {**places, "cache": Path(cache)} if cache else places
 
 
-def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
+def _parse(arguments: list[str] | None) -> argparse.Namespace:
     """Read the command line."""
     parser = argparse.ArgumentParser(
         description=DESCRIPTION, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -492,7 +492,7 @@ def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
 
 def main(arguments: list[str] | None = None) -> int:
     """Run the installation and return the exit status."""
-    options = parse_arguments(arguments)
+    options = _parse(arguments)
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     began = time.monotonic()
     try:

@@ -29,7 +29,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     args = _parse(arguments)
     config, notes = read_config(args.config, args.cfg_options)
     set_up_run(config, args)
-    _check_frozen_weights(config)
+    _add_frozen_weights_hook(config)
     if args.no_validate:
         config.val_cfg = config.val_dataloader = config.val_evaluator = None
     if args.amp:
@@ -65,8 +65,8 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     return parser.parse_args(arguments)
 
 
-def _check_frozen_weights(config: Config) -> None:
-    """Lets the hook that does so check every training, those of a library's own configs too."""
+def _add_frozen_weights_hook(config: Config) -> None:
+    """Has every training checked for untrained frozen weights, a library's own configs too."""
     hooks = config.get("custom_hooks") or []
     if not any(hook["type"] == "FrozenWeightsHook" for hook in hooks):
         config.custom_hooks = [*hooks, dict(type="FrozenWeightsHook")]

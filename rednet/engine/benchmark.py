@@ -78,7 +78,7 @@ def set_up(args: argparse.Namespace) -> None:
         torch.cuda.set_device(args.device)
 
 
-def load(address: str, name: str | None = None) -> tuple[str, Callable[..., Any]]:
+def load_peer(address: str, name: str | None = None) -> tuple[str, Callable[..., Any]]:
     """A user's implementation, and what to call it.
 
     Args:

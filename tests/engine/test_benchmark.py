@@ -73,10 +73,10 @@ def test_a_gpu_that_is_not_there() -> None:
 def test_peers_come_from_files_and_modules(tmp_path: Path) -> None:
     path = tmp_path / "mine.py"
     path.write_text("def twice(x):\n    return 2 * x\n")
-    label, function = benchmark.load(f"{path}:twice")
+    label, function = benchmark.load_peer(f"{path}:twice")
     assert label == "mine:twice" and function(2) == 4
-    assert benchmark.load(str(path), "twice")[1](3) == 6
-    assert benchmark.load("math:sqrt") == ("math:sqrt", __import__("math").sqrt)
+    assert benchmark.load_peer(str(path), "twice")[1](3) == 6
+    assert benchmark.load_peer("math:sqrt") == ("math:sqrt", __import__("math").sqrt)
     for address, message in {
         f"{path}:thrice": "defines no 'thrice'",
         f"{tmp_path}/none.py:twice": "there is no file",
@@ -84,7 +84,7 @@ def test_peers_come_from_files_and_modules(tmp_path: Path) -> None:
         "math": "expected FILE.py:NAME",
     }.items():
         with pytest.raises(UserError, match=message):
-            benchmark.load(address)
+            benchmark.load_peer(address)
 
 
 def test_results_name_the_machine(tmp_path: Path) -> None:
