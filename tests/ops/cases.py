@@ -1,4 +1,4 @@
-"""Geometries and random tensors for the tests of the operator."""
+"""Geometries, random tensors and their layouts for the tests of the operator."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from rednet.ops import reference
+from rednet.ops import involution2d, reference
 from rednet.ops.geometry import Geometry
 from tests.tolerances import assert_close
 
@@ -53,6 +53,35 @@ def involution_by_loops(input: Tensor, weight: Tensor, geometry: Geometry) -> Te
                     kernel = kernel.repeat_interleave(channels // groups, dim=1)
                     output[:, :, row, column] += kernel * input[:, :, y, x]
     return output
+
+
+def output_and_gradients(
+    input: Tensor, weight: Tensor, cotangent: Tensor, geometry: Geometry
+) -> list[Tensor]:
+    """Output, gradient of the input and gradient of the weight."""
+    input, weight = input.detach().requires_grad_(), weight.detach().requires_grad_()
+    output = involution2d(input, weight, *geometry[1:])
+    return [output.detach(), *torch.autograd.grad(output, (input, weight), cotangent)]
+
+
+def channels_last(tensor: Tensor) -> Tensor:
+    """The dimensions between the first and the last two become the innermost."""
+    middle = tuple(range(1, tensor.dim() - 2))
+    order = (0, tensor.dim() - 2, tensor.dim() - 1, *middle)
+    back = tuple(sorted(range(tensor.dim()), key=order.__getitem__))
+    return tensor.permute(order).contiguous().permute(back)
+
+
+def transposed(tensor: Tensor) -> Tensor:
+    """The last two dimensions change places in memory."""
+    return tensor.transpose(-1, -2).contiguous().transpose(-1, -2)
+
+
+def sliced(tensor: Tensor) -> Tensor:
+    """Every second element of a larger tensor, from the second on; between them nothing usable."""
+    larger = tensor.new_full((*tensor.shape[:-1], 2 * tensor.shape[-1] + 1), torch.nan)
+    larger[..., 1::2] = tensor
+    return larger[..., 1::2]
 
 
 class Case(NamedTuple):

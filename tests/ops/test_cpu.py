@@ -19,7 +19,7 @@ from rednet.ops import involution2d
 from rednet.ops.backends import select_backend
 from rednet.ops.cpu import library
 from rednet.ops.geometry import Geometry
-from tests.ops.cases import GEOMETRIES
+from tests.ops.cases import GEOMETRIES, output_and_gradients
 from tests.tolerances import assert_close
 
 CPU = torch.device("cpu")
@@ -54,12 +54,6 @@ def random_case(
     )
 
 
-def run(input: Tensor, weight: Tensor, cotangent: Tensor, geometry: Geometry) -> list[Tensor]:
-    input, weight = input.detach().requires_grad_(), weight.detach().requires_grad_()
-    output = involution2d(input, weight, *geometry[1:])
-    return [output.detach(), *torch.autograd.grad(output, (input, weight), cotangent)]
-
-
 @pytest.mark.parametrize("build", BUILDS, ids=BUILD_NAMES)
 @pytest.mark.parametrize("group_channels", [1, 16, 20])
 @pytest.mark.parametrize("geometry", GEOMETRIES.values(), ids=GEOMETRIES)
@@ -69,10 +63,10 @@ def test_every_instruction_set_is_right(
     # 21 columns: whole vectors of every length, and a rest.
     tensors = random_case(geometry, (11, 21), group_channels)
     with ops.backend("reference"):
-        expected = run(*(tensor.double() for tensor in tensors), geometry)
+        expected = output_and_gradients(*(tensor.double() for tensor in tensors), geometry)
     compiled = ctypes.CDLL(str(build))
     monkeypatch.setattr(library, "load", lambda: compiled)
-    for actual, exact in zip(run(*tensors, geometry), expected, strict=True):
+    for actual, exact in zip(output_and_gradients(*tensors, geometry), expected, strict=True):
         assert_close(actual, exact)
 
 
@@ -102,7 +96,7 @@ def test_results_do_not_depend_on_the_number_of_threads(threads: None) -> None:
     results = []
     for count in (1, 2, 3):
         torch.set_num_threads(count)
-        results.append(run(*tensors, geometry))
+        results.append(output_and_gradients(*tensors, geometry))
     for others in results[1:]:
         assert all(torch.equal(a, b) for a, b in zip(results[0], others, strict=True))
 
@@ -110,11 +104,11 @@ def test_results_do_not_depend_on_the_number_of_threads(threads: None) -> None:
 def test_threads_of_python_do_not_disturb_each_other() -> None:
     geometry = GEOMETRIES["RedNet"]
     cases = [random_case(geometry, (14, 14)) for _ in range(4)]
-    expected = [run(*case, geometry) for case in cases]
+    expected = [output_and_gradients(*case, geometry) for case in cases]
     results: dict[int, list[Tensor]] = {}
 
     def work(index: int) -> None:
-        results[index] = run(*cases[index], geometry)
+        results[index] = output_and_gradients(*cases[index], geometry)
 
     workers = [threading.Thread(target=work, args=(index,)) for index in range(len(cases))]
     for worker in workers:

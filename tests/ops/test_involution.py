@@ -11,7 +11,15 @@ from torch import Tensor
 from rednet import ops
 from rednet.ops import involution2d
 from rednet.ops.geometry import Geometry
-from tests.ops.cases import GEOMETRIES, involution_by_loops, random_tensors
+from tests.ops.cases import (
+    GEOMETRIES,
+    channels_last,
+    involution_by_loops,
+    output_and_gradients,
+    random_tensors,
+    sliced,
+    transposed,
+)
 from tests.tolerances import RELATIVE_ERROR, assert_close
 
 BACKENDS = [name for name, reason in ops.explain_backends("cpu").items() if reason is None]
@@ -25,16 +33,9 @@ def backend(request: pytest.FixtureRequest) -> Iterator[str]:
         yield request.param
 
 
-def _run(input: Tensor, weight: Tensor, cotangent: Tensor, geometry: Geometry) -> list[Tensor]:
-    """Output, gradient of the input and gradient of the weight."""
-    input, weight = input.detach().requires_grad_(), weight.detach().requires_grad_()
-    output = involution2d(input, weight, *geometry[1:])
-    return [output.detach(), *torch.autograd.grad(output, (input, weight), cotangent)]
-
-
 def _reference(*arguments: object) -> list[Tensor]:
     with ops.backend("reference"):
-        return _run(*arguments)
+        return output_and_gradients(*arguments)
 
 
 @pytest.mark.parametrize("geometry", GEOMETRIES.values(), ids=GEOMETRIES)
@@ -51,7 +52,7 @@ def test_every_dtype_is_as_exact_as_it_can_be(
 ) -> None:
     rounded = [tensor.to(dtype) for tensor in random_tensors(geometry)]
     expected = _reference(*(tensor.double() for tensor in rounded), geometry)
-    for actual, exact in zip(_run(*rounded, geometry), expected, strict=True):
+    for actual, exact in zip(output_and_gradients(*rounded, geometry), expected, strict=True):
         assert actual.dtype == dtype
         assert_close(actual, exact)
 
@@ -81,35 +82,24 @@ def test_gradients_of_first_and_second_order(backend: str, geometry: Geometry) -
     assert torch.autograd.gradgradcheck(operator, arguments, fast_mode=True)
 
 
-def _channels_last(image: Tensor) -> Tensor:
-    return image.to(memory_format=torch.channels_last)
-
-
-def _sliced(tensor: Tensor) -> Tensor:
-    return torch.stack((tensor, torch.full_like(tensor, torch.nan)), dim=-1)[..., 0]
-
-
-def _transposed(tensor: Tensor) -> Tensor:
-    return tensor.transpose(-1, -2).contiguous().transpose(-1, -2)
-
-
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-@pytest.mark.parametrize("spread", [_sliced, _transposed])
+@pytest.mark.parametrize("spread", [sliced, transposed])
 def test_any_strides_give_the_right_answer(
     backend: str, dtype: torch.dtype, spread: object
 ) -> None:
     tensors = [tensor.to(dtype) for tensor in random_tensors(SMALL)]
     expected = _reference(*(tensor.double() for tensor in tensors), SMALL)
-    for actual, exact in zip(_run(*map(spread, tensors), SMALL), expected, strict=True):
+    for actual, exact in zip(
+        output_and_gradients(*map(spread, tensors), SMALL), expected, strict=True
+    ):
         assert_close(actual, exact)
 
 
 @pytest.mark.parametrize("geometry", GEOMETRIES.values(), ids=GEOMETRIES)
 def test_channels_last_in_channels_last_out(backend: str, geometry: Geometry) -> None:
-    input, weight, cotangent = (tensor.float() for tensor in random_tensors(geometry))
-    expected = _reference(input.double(), weight.double(), cotangent.double(), geometry)
-    flat = _channels_last(weight.flatten(1, 3)).unflatten(1, weight.shape[1:4])
-    results = _run(_channels_last(input), flat, _channels_last(cotangent), geometry)
+    tensors = [tensor.float() for tensor in random_tensors(geometry)]
+    expected = _reference(*(tensor.double() for tensor in tensors), geometry)
+    results = output_and_gradients(*map(channels_last, tensors), geometry)
     for actual, exact in zip(results, expected, strict=True):
         assert_close(actual, exact)
     if results[0].shape[2:] != (1, 1):
@@ -121,7 +111,9 @@ def test_an_expanded_gradient_is_read_right(backend: str) -> None:
     input, weight, cotangent = random_tensors(SMALL)
     expanded = torch.ones((), dtype=torch.float64).expand_as(cotangent)
     expected = _reference(input, weight, torch.ones_like(cotangent), SMALL)
-    for actual, exact in zip(_run(input, weight, expanded, SMALL), expected, strict=True):
+    for actual, exact in zip(
+        output_and_gradients(input, weight, expanded, SMALL), expected, strict=True
+    ):
         assert_close(actual, exact)
 
 

@@ -11,30 +11,11 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from rednet import ops
-from rednet.ops import involution2d
 from rednet.ops.geometry import Geometry
+from tests.ops.cases import channels_last, output_and_gradients, sliced, transposed
 from tests.tolerances import RELATIVE_ERROR, assert_close
 
 BACKENDS = [name for name, reason in ops.explain_backends("cpu").items() if reason is None]
-
-
-def _channels_last(tensor: Tensor) -> Tensor:
-    """The dimensions between the first and the last two become the innermost."""
-    middle = tuple(range(1, tensor.dim() - 2))
-    order = (0, tensor.dim() - 2, tensor.dim() - 1, *middle)
-    back = tuple(sorted(range(tensor.dim()), key=order.__getitem__))
-    return tensor.permute(order).contiguous().permute(back)
-
-
-def _transposed(tensor: Tensor) -> Tensor:
-    return tensor.transpose(-1, -2).contiguous().transpose(-1, -2)
-
-
-def _sliced(tensor: Tensor) -> Tensor:
-    """Every second element of a larger tensor, from the second on; between them nothing usable."""
-    larger = tensor.new_full((*tensor.shape[:-1], 2 * tensor.shape[-1] + 1), torch.nan)
-    larger[..., 1::2] = tensor
-    return larger[..., 1::2]
 
 
 def _of_a_larger_batch(tensor: Tensor) -> Tensor:
@@ -43,9 +24,9 @@ def _of_a_larger_batch(tensor: Tensor) -> Tensor:
 
 LAYOUTS: list[Callable[[Tensor], Tensor]] = [
     Tensor.contiguous,
-    _channels_last,
-    _transposed,
-    _sliced,
+    channels_last,
+    transposed,
+    sliced,
     _of_a_larger_batch,
 ]
 
@@ -70,13 +51,6 @@ def _geometries_and_sizes(draw: st.DrawFn) -> tuple[Geometry, tuple[int, int]]:
     ]
     height, width = (draw(st.integers(length, length + 9)) for length in smallest)
     return geometry, (height, width)
-
-
-def _run(tensors: list[Tensor], geometry: Geometry) -> list[Tensor]:
-    """Output, gradient of the input and gradient of the weight."""
-    input, weight = (tensor.detach().requires_grad_() for tensor in tensors[:2])
-    output = involution2d(input, weight, *geometry[1:])
-    return [output.detach(), *torch.autograd.grad(output, (input, weight), tensors[2])]
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
@@ -119,10 +93,10 @@ def test_output_and_gradients_follow_the_float64_reference(
         )
     ]
     with ops.backend("reference"):
-        expected = _run([tensor.double() for tensor in rounded], geometry)
+        expected = output_and_gradients(*(tensor.double() for tensor in rounded), geometry)
     arranged = [arrange(tensor) for arrange, tensor in zip(layouts, rounded, strict=True)]
     with ops.backend(backend):
-        actual = _run(arranged, geometry)
+        actual = output_and_gradients(*arranged, geometry)
     for result, exact in zip(actual, expected, strict=True):
         assert result.dtype == dtype
         assert_close(result, exact)
