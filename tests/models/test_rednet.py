@@ -178,11 +178,13 @@ def test_kernel_sizes_reach_stem_and_stages() -> None:
 def test_frozen_stages_neither_train_nor_update(frozen_stages: int, image: Tensor) -> None:
     model = _tiny(frozen_stages=frozen_stages)
     assert model.train() is model
-    parts = ["stem", "layer1", "layer2", "layer3", "layer4"]
-    for index, part in enumerate(parts):
+    before = {name: buffer.clone() for name, buffer in model.named_buffers()}
+    model(image)
+    for index, part in enumerate(["stem", "layer1", "layer2", "layer3", "layer4"]):
         module, frozen = getattr(model, part), index <= frozen_stages
-        assert module.training is not frozen
         assert all(parameter.requires_grad is not frozen for parameter in module.parameters())
+        for name, buffer in module.named_buffers(prefix=part):
+            assert torch.equal(buffer, before[name]) is frozen, name
 
 
 def test_norm_eval_keeps_the_running_statistics(image: Tensor) -> None:

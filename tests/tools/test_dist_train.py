@@ -21,7 +21,8 @@ SHORT = [
 ]
 
 
-def call(script: str, *arguments: str) -> subprocess.CompletedProcess:
+def call(folder: Path, script: str, *arguments: str) -> subprocess.CompletedProcess:
+    """Runs a script in a folder, where mmengine leaves one of its own."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -32,14 +33,14 @@ def call(script: str, *arguments: str) -> subprocess.CompletedProcess:
         "OMP_NUM_THREADS": "1",
     }
     command = [str(ROOT / "tools" / script), *arguments]
-    return subprocess.run(command, env=environment, capture_output=True, text=True)
+    return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True)
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="processes share the GPUs there are")
 def test_two_processes_train_and_evaluate_on_the_cpu(tmp_path: Path) -> None:
     pytest.importorskip("mmpretrain")
     work_dir = ["--work-dir", str(tmp_path)]
-    done = call("dist_train.sh", CONFIG, "2", *work_dir, *SHORT)
+    done = call(tmp_path, "dist_train.sh", CONFIG, "2", *work_dir, *SHORT)
     assert done.returncode == 0, done.stderr
     # 32 images in batches of 8 on 2 processes
     assert "Epoch(train) [1][2/2]" in done.stdout
@@ -47,13 +48,15 @@ def test_two_processes_train_and_evaluate_on_the_cpu(tmp_path: Path) -> None:
     assert (tmp_path / "confusion_matrix.png").is_file()
 
     checkpoint, metrics = str(tmp_path / "epoch_1.pth"), str(tmp_path / "metrics.json")
-    done = call("dist_test.sh", CONFIG, checkpoint, "2", *work_dir, "--out", metrics, *SHORT)
+    done = call(
+        tmp_path, "dist_test.sh", CONFIG, checkpoint, "2", *work_dir, "--out", metrics, *SHORT
+    )
     assert done.returncode == 0, done.stderr
     assert "accuracy/top1" in Path(metrics).read_text()
 
 
 @pytest.mark.parametrize("script", ["dist_train.sh", "dist_test.sh", "slurm_train.sh"])
-def test_a_call_without_arguments_says_how_to_call(script: str) -> None:
-    done = call(script)
+def test_a_call_without_arguments_says_how_to_call(script: str, tmp_path: Path) -> None:
+    done = call(tmp_path, script)
     assert done.returncode != 0
     assert f"usage: tools/{script}" in done.stderr
