@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import doctest
 import importlib
 import shutil
 import subprocess
@@ -117,6 +118,21 @@ def test_the_program_in_readme_runs() -> None:
     text = (ROOT / "README.md").read_text()
     program = text.partition("```python\nimport ")[2].partition("```")[0]
     exec(compile(f"import {program}", "README.md", "exec"), {})
+
+
+WITH_EXAMPLES = [
+    ".".join(path.relative_to(ROOT).with_suffix("").parts)
+    for path in sorted((ROOT / "rednet").rglob("*.py"))
+    if ">>> " in path.read_text()
+]
+
+
+@pytest.mark.parametrize("module", WITH_EXAMPLES)
+def test_examples_in_docstrings_run_as_they_stand(module: str) -> None:
+    if module.startswith("rednet.datasets."):
+        pytest.importorskip("sklearn")
+    results = doctest.testmod(importlib.import_module(module), globs={})
+    assert results.attempted and not results.failed
 
 
 @pytest.mark.parametrize("module", PUBLIC_NAMES)

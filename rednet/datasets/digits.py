@@ -38,6 +38,7 @@ class Digits(BaseDataset):
         MissingDependencyError: If scikit-learn is not installed.
 
     Example:
+        >>> from rednet.datasets import Digits
         >>> digits = Digits(split="val")
         >>> len(digits), digits[0]["img"].shape, digits.metainfo["classes"][:3]
         (355, (8, 8, 3), ('0', '1', '2'))

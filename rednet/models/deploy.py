@@ -59,7 +59,9 @@ def switch_to_deploy(model: nn.Module, run: Callable[[nn.Module], Any] | None = 
             model is then of no use.
 
     Example:
+        >>> from torch import nn
         >>> from rednet.layers import ACBlock
+        >>> from rednet.models import switch_to_deploy
         >>> model = nn.Sequential(ACBlock(3, 8, 3, padding=1), nn.BatchNorm2d(8), nn.ReLU())
         >>> sorted(switch_to_deploy(model).state_dict())
         ['0.fused_conv.bias', '0.fused_conv.weight']

@@ -189,6 +189,7 @@ class RedNet(BaseModule):
 
     Example:
         >>> import torch
+        >>> from rednet.models import RedNet
         >>> [tuple(map.shape) for map in RedNet(26, out_indices=(0, 3))(torch.rand(1, 3, 65, 65))]
         [(1, 256, 17, 17), (1, 2048, 3, 3)]
     """

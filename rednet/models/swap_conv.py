@@ -55,6 +55,8 @@ def swap_conv(
         ArgumentError: If no convolution matches, or a layer cannot have a convolution's geometry.
 
     Example:
+        >>> from torch import nn
+        >>> from rednet.models import swap_conv
         >>> block = nn.Sequential(nn.Conv2d(16, 16, 3, padding=1), nn.ReLU())
         >>> swap_conv(block, dict(type='Involution2d', kernel_size=7))[0].padding
         (3, 3)
