@@ -9,8 +9,18 @@ from pathlib import Path
 from typing import Any
 
 from mmengine.config import Config
-from mmengine.registry import DATASETS, HOOKS, METRICS, MODELS, OPTIM_WRAPPERS, OPTIMIZERS, Registry
+from mmengine.registry import (
+    DATASETS,
+    HOOKS,
+    METRICS,
+    MODELS,
+    OPTIM_WRAPPERS,
+    OPTIMIZERS,
+    RUNNERS,
+    Registry,
+)
 from mmengine.runner import EpochBasedTrainLoop, IterBasedTrainLoop, Runner
+from mmengine.utils import import_modules_from_strings
 from torch.utils.data import DataLoader
 
 from rednet.errors import UserError
@@ -25,8 +35,10 @@ EVALUATORS = {"val_dataloader": "val_evaluator", "test_dataloader": "test_evalua
 
 # Fields that mmengine and the tools read beside the arguments of the runner.
 OTHER_FIELDS = (
+    "activation_checkpointing",
     "compile",
     "custom_imports",
+    "efficient_conv_bn_eval",
     "find_unused_parameters",
     "model_wrapper_cfg",
     "runner_type",
@@ -81,7 +93,17 @@ def read_config(path: str, options: Mapping[str, Any] | None = None) -> tuple[Co
         config.merge_from_dict(dict(options))
     except (KeyError, TypeError) as error:  # mmengine's two ways to say that a key leads nowhere
         raise UserError(f"--cfg-options do not fit {path}: {error.args[0]}") from error
+    if any(key.startswith("custom_imports") for key in options):
+        _import_modules(config)
     return config, follow_data_root(original, config, options)
+
+
+def _import_modules(config: Config) -> None:
+    """Imports what mmengine imports while it reads a file, and so before options change it."""
+    try:
+        import_modules_from_strings(**(config.custom_imports or {"imports": None}))
+    except (ImportError, TypeError) as error:
+        raise UserError(f"--cfg-options custom_imports: {error}") from error
 
 
 def _similar_configs(path: str) -> str:
@@ -101,22 +123,26 @@ def _meant(name: str, candidates: Iterable[str], cutoff: float = 0.6) -> str:
 def check_option_keys(config: Config, options: Mapping[str, Any]) -> None:
     """Refuses a key that nothing would read.
 
-    mmengine adds any new key to a config. Here the first part of a key has to be a field of the
-    config or of the runner, and a new last part an argument of the class that its parent names, in
-    the config or, first, in another of the options.
+    mmengine adds any new key to a config. Here the first part of a key has to be a field that the
+    runner or a tool reads, and not a variable of the file, whose value is elsewhere by now. A new
+    last part has to be an argument of the class that its parent names, in the config or, first, in
+    another of the options.
 
     Raises:
         UserError: If a key fails, with the names that it may have been meant as.
     """
     tree = config.to_dict()
-    fields = {*tree, *inspect.signature(Runner).parameters, *OTHER_FIELDS} - {"cfg"}
+    fields = _fields(options.get("runner_type", tree.get("runner_type", "Runner")))
     for key in options:
         *parents, name = key.split(".")
         head = key.split(".")[0]
         if head not in fields:
-            raise UserError(
-                f"--cfg-options {key}: the config has no field {head!r}{_meant(head, fields)}"
+            advice = (
+                "; change the fields that the file makes from it"
+                if head in tree
+                else _meant(head, fields)
             )
+            raise UserError(f"--cfg-options {key}: nothing reads the field {head!r}{advice}")
         parent = _descend(tree, parents)
         if not parents or not isinstance(parent, Mapping) or name in parent:
             continue
@@ -128,6 +154,12 @@ def check_option_keys(config: Config, options: Mapping[str, Any]) -> None:
             raise UserError(
                 f"--cfg-options {key}: {'.'.join(parents)} takes no {name!r}{_meant(name, allowed)}"
             )
+
+
+def _fields(runner_type: str) -> set[str]:
+    """The fields that are read where a config names this class of runner."""
+    runner = RUNNERS.get(runner_type) or Runner
+    return {*inspect.signature(runner).parameters, *OTHER_FIELDS} - {"cfg"}
 
 
 def _descend(node: Any, parts: Iterable[str]) -> Any:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 import pytest
@@ -108,8 +109,11 @@ def test_a_key_through_a_value() -> None:
 @pytest.mark.parametrize(
     ("key", "message"),
     [
-        ("modle.backbone.depth", "no field 'modle'; did you mean model"),
-        ("depth", "no field 'depth'"),
+        ("modle.backbone.depth", "nothing reads the field 'modle'; did you mean model"),
+        ("depth", "nothing reads the field 'depth'$"),
+        ("data_root", "nothing reads the field 'data_root'; change the fields that the file makes"),
+        ("train_pipeline.0.type", "nothing reads the field 'train_pipeline'; change the fields"),
+        ("strategy", "nothing reads the field 'strategy'$"),
         ("model.backbone.depht", "model.backbone takes no 'depht'; did you mean depth"),
         ("optim_wrapper.optimizer.learning_rate", "takes no 'learning_rate'"),
         ("train_cfg.max_epoch", "did you mean max_epochs"),
@@ -128,9 +132,24 @@ def test_a_key_that_nothing_reads(key: str, message: str) -> None:
 @pytest.mark.parametrize(
     "key",
     [
-        "work_dir",
+        "activation_checkpointing",
+        "auto_scale_lr.base_batch_size",
+        "compile",
+        "default_scope",
+        "efficient_conv_bn_eval",
         "experiment_name",
+        "find_unused_parameters",
+        "launcher",
+        "load_from",
+        "log_processor.window_size",
         "model_wrapper_cfg.find_unused_parameters",
+        "param_scheduler.0.end",
+        "sync_bn",
+        "test_cfg.fp16",
+        "tta_model.type",
+        "tta_pipeline",
+        "visualizer.vis_backends",
+        "work_dir",
         "model.backbone.with_cp",
         "model.backbone.norm_cfg.requires_grad",
         "model.backbone.init_cfg.checkpoint",
@@ -160,3 +179,19 @@ def test_a_new_key_is_one_of_the_class_that_another_option_chooses() -> None:
     check_option_keys(config, {**chosen, "model.backbone.deep_stem": True})
     with pytest.raises(UserError, match="takes no 'stem_kernel_size'"):
         check_option_keys(config, {**chosen, "model.backbone.stem_kernel_size": 3})
+
+
+def test_another_runner_reads_fields_of_its_own() -> None:
+    config = Config.fromfile(IMAGENET)
+    check_option_keys(config, {"runner_type": "FlexibleRunner", "strategy.type": "DDPStrategy"})
+
+
+def test_custom_imports_of_the_options_are_imported(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "imported_by_an_option.py").touch()
+    monkeypatch.syspath_prepend(tmp_path)
+    read_config(IMAGENET, {"custom_imports.imports": ["imported_by_an_option"]})
+    assert sys.modules.pop("imported_by_an_option")
+    with pytest.raises(UserError, match="--cfg-options custom_imports: Failed to import nowhere"):
+        read_config(IMAGENET, {"custom_imports.imports": ["nowhere"]})
