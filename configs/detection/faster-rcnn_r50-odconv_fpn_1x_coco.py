@@ -1,9 +1,14 @@
 """Faster R-CNN on COCO with ODConv (4 kernels) in ResNet-50, all but its stem and shortcuts.
 
 It freezes the backbone's first stages and norms, and so wants an ImageNet checkpoint of the same
-ResNet: --cfg-options model.backbone.module.init_cfg.checkpoint=FILE
-model.backbone.module.init_cfg.prefix=backbone. The norms of plain weights' attention would be
-frozen untrained, which is refused.
+ResNet, which it does not name:
+
+    --cfg-options model.backbone.module.init_cfg.type=Pretrained
+        model.backbone.module.init_cfg.checkpoint=FILE
+        model.backbone.module.init_cfg.prefix=backbone.
+
+Without it, or with a plain ResNet's, the attention's norms would be frozen untrained, which is
+refused.
 """
 
 _base_ = ["mmdet::faster_rcnn/faster-rcnn_r50_fpn_1x_coco.py", "../_base_/detection.py"]
@@ -12,7 +17,7 @@ model = dict(
     backbone=dict(
         _delete_=True,
         type="SwapConv",
-        module={{_base_.model.backbone}},
+        module=dict(type="ResNet", depth=50, frozen_stages=1),
         conv_cfg=dict(type="ODConv2d", kernel_num=4),
         include=r"^layer\d\.\d+\.conv\d$",
     )

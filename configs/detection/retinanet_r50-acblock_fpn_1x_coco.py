@@ -1,9 +1,13 @@
 """RetinaNet on COCO with ACBlocks for ResNet-50's 3 x 3 convolutions; deployed, a plain RetinaNet.
 
 It freezes the backbone's first stages and norms, and so wants an ImageNet checkpoint of the same
-ResNet: --cfg-options model.backbone.module.init_cfg.checkpoint=FILE
-model.backbone.module.init_cfg.prefix=backbone. The blocks' norms of plain weights would be frozen
-untrained, which is refused.
+ResNet, which it does not name:
+
+    --cfg-options model.backbone.module.init_cfg.type=Pretrained
+        model.backbone.module.init_cfg.checkpoint=FILE
+        model.backbone.module.init_cfg.prefix=backbone.
+
+Without it, or with a plain ResNet's, the blocks' norms would be frozen untrained, which is refused.
 """
 
 _base_ = ["mmdet::retinanet/retinanet_r50_fpn_1x_coco.py", "../_base_/detection.py"]
@@ -12,7 +16,7 @@ model = dict(
     backbone=dict(
         _delete_=True,
         type="SwapConv",
-        module={{_base_.model.backbone}},
+        module=dict(type="ResNet", depth=50, frozen_stages=1),
         conv_cfg=dict(type="ACBlock"),
         include=r"^layer\d\.\d+\.conv2$",
     )

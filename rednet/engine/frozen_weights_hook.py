@@ -43,9 +43,11 @@ class FrozenWeightsHook(Hook):
         backbone = _backbone_option(runner.cfg)
         raise UserError(
             f"the model freezes weights that nothing has trained: the norms {shown} stay in "
-            f"eval mode and hold their initial statistics. Give the weights, with --cfg-options "
-            f"{backbone}.init_cfg.checkpoint=FILE or load_from=FILE, or train from scratch, "
-            f"with --cfg-options {backbone}.frozen_stages=-1 {backbone}.norm_eval=False"
+            "eval mode and hold their initial statistics. Give the weights, with --cfg-options "
+            f"{backbone}.init_cfg.type=Pretrained {backbone}.init_cfg.checkpoint=FILE "
+            f"(a classifier's with {backbone}.init_cfg.prefix=backbone. too) or load_from=FILE, or "
+            f"train from scratch, with --cfg-options {backbone}.frozen_stages=-1 "
+            f"{backbone}.norm_eval=False"
         )
 
 

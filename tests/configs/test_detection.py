@@ -106,6 +106,17 @@ def test_a_variant_adds_the_parameters_of_its_layers(name: str) -> None:
     assert difference / 1e6 == pytest.approx(added, abs=0.01)
 
 
+@pytest.mark.parametrize("name", ["faster-rcnn_r50-odconv_fpn", "retinanet_r50-acblock_fpn"])
+def test_norms_that_plain_weights_lack_are_filled_by_a_checkpoint_that_is_given(name: str) -> None:
+    given = dict(type="Pretrained", checkpoint="resnet50.pth", prefix="backbone.")
+    options = {f"model.backbone.module.init_cfg.{key}": value for key, value in given.items()}
+    path = str(FOLDER / f"{name}_1x_coco.py")
+    assert "://" not in read_config(path)[0].pretty_text  # else it would be loaded, then refused
+    backbone = build(read_config(path, options)[0].model).backbone
+    assert backbone.init_cfg == given
+    assert not any(each.requires_grad for each in backbone.layer1.parameters())
+
+
 def test_sac_starts_from_plain_weights_and_freezes_nothing_untrained() -> None:
     """A plain checkpoint fills the backbone so that it computes what the ResNet computed."""
     backbone = read("mask-rcnn_r50-sac_fpn").model.backbone

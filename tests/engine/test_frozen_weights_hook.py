@@ -22,7 +22,8 @@ def test_frozen_random_norms_are_refused_by_name() -> None:
     model = nn.ModuleDict(dict(backbone=RedNet(**TINY, frozen_stages=0)))
     names = untrained_frozen_norms(model)
     assert names and all(name.startswith("backbone.stem.") for name in names)
-    with pytest.raises(UserError, match=r"backbone\.stem\.0\.bn.* model.backbone.init_cfg"):
+    options = r"model\.backbone\.init_cfg\.type=Pretrained model\.backbone\.init_cfg\.checkpoint="
+    with pytest.raises(UserError, match=rf"backbone\.stem\.0\.bn.* {options}"):
         train(model)
 
 
