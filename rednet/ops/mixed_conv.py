@@ -30,7 +30,7 @@ from torch import Tensor
 from rednet.ops.autocast import autocast_dtype
 from rednet.ops.dtypes import accumulation_dtype
 from rednet.ops.geometry import Geometry, Pair
-from rednet.ops.tracing import is_compiling, is_exporting
+from rednet.ops.tracing import is_compiling, is_exporting, is_transformed
 
 # glibc serves tensors of 32 MiB and more with fresh pages each time, whose first touch is slow. Of
 # kernels the convolution makes a copy as large, and no more of the two together stays in the heap.
@@ -128,13 +128,12 @@ def _convolve_mixed(
     if experts.shape[3:] == (1, 1) and window.padding == (0, 0) and window.stride != (1, 1):
         input = input[:, :, :: window.stride[0], :: window.stride[1]]
         window = window._replace(stride=(1, 1))
-    if input.shape[0] == 1 or is_compiling():
+    if input.shape[0] == 1 or is_compiling() or is_transformed():
         return _convolve(input, _mix(experts, mixture, scale), bias, window)
     tile = _tile(input, experts, window)
     if tile == (input.shape[0], experts.shape[1]):
         return _convolve(input, _mix(experts, mixture, scale), bias, window)
-    tensors = _autocast(input, experts, mixture, scale)
-    return _add_bias(_InTiles.apply(*tensors, window, tile), bias)
+    return _InTiles.apply(*_autocast(input, experts, mixture, scale, bias), window, tile)
 
 
 def _autocast(input: Tensor, *others: Tensor | None) -> tuple[Tensor | None, ...]:
@@ -238,9 +237,11 @@ def _scaled(kernels: Tensor, scale: Tensor | None) -> Tensor:
 def _convolve(input: Tensor, kernels: Tensor, bias: Tensor | None, window: Window) -> Tensor:
     if _is_pointwise(kernels.shape[3:], window):
         return _pointwise(input, kernels, bias)
-    if not _is_channels_last(input):
+    if not _is_channels_last(input) or is_transformed():  # vmap knows no layouts
         return _grouped(input, kernels, bias, window)
     if not is_compiling() and _are_kernels_smaller(input, kernels):
+        # Pixels that a stride has picked are apart.
+        input = input.contiguous(memory_format=torch.channels_last)
         return _one_by_one(input, kernels, bias, window)
     # The kernels, which are larger, would be copied for an input that is not contiguous.
     output = _grouped(input.contiguous(), kernels, bias, window)
@@ -333,28 +334,27 @@ class _InTiles(torch.autograd.Function):
         experts: Tensor,
         mixture: Tensor,
         scale: Tensor | None,
+        bias: Tensor | None,
         window: Window,
         tile: Tile,
     ) -> Tensor:
-        return torch.cat(
-            [
-                torch.cat(
-                    [
-                        _convolve(images, _mix(experts[:, filters], shares, factor), None, window)
-                        for images, shares, factor in _split(
-                            tile.samples, input, mixture, _of_filters(scale, filters)
-                        )
-                    ]
+        columns = []
+        for filters in _ranges(experts.shape[1], tile.filters):
+            own_scale = _of_filters(scale, filters)
+            own_bias = None if bias is None else bias[:, filters]
+            rows = [
+                _convolve(images, _mix(experts[:, filters], shares, factor), summand, window)
+                for images, shares, factor, summand in _split(
+                    tile.samples, input, mixture, own_scale, own_bias
                 )
-                for filters in _ranges(experts.shape[1], tile.filters)
-            ],
-            dim=1,
-        )
+            ]
+            columns.append(torch.cat(rows))
+        return torch.cat(columns, dim=1)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-        ctx.save_for_backward(*inputs[:4])
-        ctx.window, ctx.tile = inputs[4:]
+        ctx.save_for_backward(*inputs[:5])
+        ctx.window, ctx.tile = inputs[5:]
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
@@ -378,24 +378,39 @@ def _of_filters(scale: Tensor | None, filters: slice) -> Tensor | None:
 
 
 def _differentiable_gradients(
-    ctx: Any, grad: Tensor, input: Tensor, experts: Tensor, mixture: Tensor, scale: Tensor | None
+    ctx: Any,
+    grad: Tensor,
+    input: Tensor,
+    experts: Tensor,
+    mixture: Tensor,
+    scale: Tensor | None,
+    bias: Tensor | None,
 ) -> list[Tensor | None]:
     """The gradients that a second derivative is asked of: autograd records them."""
-    output = _convolve(input, _mix(experts, mixture, scale), None, ctx.window)
-    is_needed = ctx.needs_input_grad[:4]
+    # Views, because the mixture may itself depend on the input: that is not for here to follow.
+    input, experts, mixture = (each.view_as(each) for each in (input, experts, mixture))
+    scale, bias = (None if each is None else each.view_as(each) for each in (scale, bias))
+    output = _convolve(input, _mix(experts, mixture, scale), bias, ctx.window)
+    is_needed = ctx.needs_input_grad[:5]
+    views = (input, experts, mixture, scale, bias)
     needed = [
-        tensor
-        for tensor, needs in zip((input, experts, mixture, scale), is_needed, strict=True)
-        if tensor is not None and needs
+        view for view, needs in zip(views, is_needed, strict=True) if needs and view is not None
     ]
     found = iter(torch.autograd.grad(output, needed, grad, create_graph=True))
     return [next(found) if needs else None for needs in is_needed]
 
 
 def _gradients(
-    ctx: Any, grad: Tensor, input: Tensor, experts: Tensor, mixture: Tensor, scale: Tensor | None
+    ctx: Any,
+    grad: Tensor,
+    input: Tensor,
+    experts: Tensor,
+    mixture: Tensor,
+    scale: Tensor | None,
+    bias: Tensor | None,
 ) -> tuple[Tensor | None, ...]:
-    grad_experts = torch.empty_like(experts, dtype=accumulation_dtype(experts.dtype))
+    # Contiguous, whatever the experts are: it is filled through flat views of its parts.
+    grad_experts = experts.new_empty(experts.shape, dtype=accumulation_dtype(experts.dtype))
     parts = [
         _gradients_of_filters(
             ctx,
@@ -413,7 +428,8 @@ def _gradients(
     if scale is not None:
         grad_scale = _sum(grad_scales) if scale.shape[1] == 1 else torch.cat(grad_scales, 1)
     grad_input = _sum(grad_inputs) if ctx.needs_input_grad[0] else None
-    return grad_input, grad_experts.to(experts.dtype), _sum(grad_mixtures), grad_scale
+    grad_bias = None if bias is None else grad.sum((2, 3))
+    return grad_input, grad_experts.to(experts.dtype), _sum(grad_mixtures), grad_scale, grad_bias
 
 
 def _gradients_of_filters(

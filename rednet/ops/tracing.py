@@ -28,6 +28,11 @@ def is_exporting() -> bool:
     return torch.jit.is_tracing() or (_is_exporting is not None and _is_exporting())
 
 
+def is_transformed() -> bool:
+    """Whether torch.func (grad, vmap ...) or forward-mode differentiation transforms what runs."""
+    return forward_ad._current_level >= 0 or torch._C._are_functorch_transforms_active()
+
+
 def takes_plain_operators_alone() -> bool:
     """Whether what runs now can make nothing of an operator of our own, or only something wrong.
 

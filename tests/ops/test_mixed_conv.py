@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import pytest
@@ -20,6 +22,7 @@ GEOMETRIES = [
     dict(size=(1, 1), stride=1, padding=0, dilation=1, groups=1),
     dict(size=(1, 1), stride=(2, 3), padding=0, dilation=1, groups=1),
     dict(size=(1, 1), stride=1, padding=1, dilation=1, groups=2),
+    dict(size=(1, 1), stride=2, padding=0, dilation=1, groups=2),
 ]
 
 
@@ -145,6 +148,52 @@ def test_gradients_of_a_part_of_the_tensors(learned: tuple[str, ...], tile: None
     references = torch.autograd.grad(expected.square().sum(), wanted)
     for gradient, reference in zip(actual, references, strict=True):
         assert_close(gradient, reference)
+
+
+def test_gradients_that_are_recorded_where_all_depends_on_the_input(tile: None) -> None:
+    tensors, window = _case(GEOMETRIES[0])
+    input = tensors.pop("input").requires_grad_()
+    average = input.mean()
+
+    def gradient(convolve: Callable[..., Tensor], create_graph: bool) -> Tensor:
+        others = {name: tensor * average for name, tensor in tensors.items()}
+        output = convolve(input, **others, window=window)
+        (found,) = torch.autograd.grad(output.square().sum(), input, create_graph=create_graph)
+        return found
+
+    expected = gradient(_reference, create_graph=False)
+    assert_close(gradient(_mixed, create_graph=True), expected)
+    assert_close(torch.func.grad(lambda image: _of_image(image, tensors, window))(input), expected)
+
+
+def _of_image(image: Tensor, tensors: dict[str, Tensor], window: Window) -> Tensor:
+    others = {name: tensor * image.mean() for name, tensor in tensors.items()}
+    return _mixed(image, **others, window=window).square().sum()
+
+
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+def test_vmap_and_forward_mode(layout: torch.memory_format, tile: None) -> None:
+    tensors, window = _case(GEOMETRIES[1])
+    images = torch.stack([tensors["input"], tensors["input"] + 1])
+    images = images.flatten(0, 1).contiguous(memory_format=layout).unflatten(0, (2, 3))
+    mixed = partial(_mixed, experts=tensors["experts"], mixture=tensors["mixture"], window=window)
+    outputs = torch.func.vmap(mixed)(images)
+    for output, image in zip(outputs, images, strict=True):
+        assert_close(output, mixed(image))
+    tangent = torch.randn_like(images[0])
+    _, derivative = torch.func.jvp(mixed, (images[0],), (tangent,))
+    assert_close(derivative, mixed(tangent))
+
+
+def test_experts_of_any_strides(tile: None) -> None:
+    tensors, window = _case(GEOMETRIES[0])
+    tensors["experts"] = tensors["experts"].transpose(1, 4).contiguous().transpose(1, 4)
+    experts = tensors["experts"].requires_grad_()
+    actual, expected = (
+        torch.autograd.grad(convolve(**tensors, window=window).square().sum(), experts)[0]
+        for convolve in (_mixed, _reference)
+    )
+    assert_close(actual, expected)
 
 
 @pytest.mark.parametrize("geometry", [GEOMETRIES[1], GEOMETRIES[3]])
