@@ -148,7 +148,7 @@ def generated_kernel_size(name: str, weight: Tensor, groups: int) -> int:
     size = isqrt(rows // groups) if groups else 0
     if size % 2 == 0 or size * size * groups != rows:
         raise ArgumentError(
-            f"{name} must have K * K * {groups} rows, for an odd square kernel of each of the "
-            f"{groups} groups, got shape {tuple(weight.shape)}"
+            f"{name} must have K * K * {groups} rows for an odd square kernel, "
+            f"got shape {tuple(weight.shape)}"
         )
     return size
