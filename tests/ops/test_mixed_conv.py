@@ -150,25 +150,18 @@ def test_gradients_of_a_part_of_the_tensors(learned: tuple[str, ...], tile: None
         assert_close(gradient, reference)
 
 
-def test_gradients_that_are_recorded_where_all_depends_on_the_input(tile: None) -> None:
+def test_recorded_gradients_where_the_mixture_depends_on_the_input(tile: None) -> None:
     tensors, window = _case(GEOMETRIES[0])
-    input = tensors.pop("input").requires_grad_()
-    average = input.mean()
+    image, mixture = tensors["input"].requires_grad_(), tensors["mixture"]
 
-    def gradient(convolve: Callable[..., Tensor], create_graph: bool) -> Tensor:
-        others = {name: tensor * average for name, tensor in tensors.items()}
-        output = convolve(input, **others, window=window)
-        (found,) = torch.autograd.grad(output.square().sum(), input, create_graph=create_graph)
-        return found
+    def loss(image: Tensor, convolve: Callable[..., Tensor] = _mixed) -> Tensor:
+        shares = mixture * image.mean()
+        return convolve(image, tensors["experts"], shares, window=window).square().sum()
 
-    expected = gradient(_reference, create_graph=False)
-    assert_close(gradient(_mixed, create_graph=True), expected)
-    assert_close(torch.func.grad(lambda image: _of_image(image, tensors, window))(input), expected)
-
-
-def _of_image(image: Tensor, tensors: dict[str, Tensor], window: Window) -> Tensor:
-    others = {name: tensor * image.mean() for name, tensor in tensors.items()}
-    return _mixed(image, **others, window=window).square().sum()
+    (expected,) = torch.autograd.grad(loss(image, _reference), image)
+    (recorded,) = torch.autograd.grad(loss(image), image, create_graph=True)
+    assert_close(recorded, expected)
+    assert_close(torch.func.grad(loss)(image), expected)
 
 
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
