@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from mmengine.hooks import Hook
+from mmengine.hooks import EMAHook, Hook
 from mmengine.runner import Runner
 from torch import nn
 
@@ -26,7 +26,8 @@ class TemperatureAnnealHook(Hook):
     ``temperature``.
 
     Every module of the model that has ``set_temperature`` takes part, wrapped or not
-    (``DistributedDataParallel`` ...); a model without any gets a warning.
+    (``DistributedDataParallel`` ...); a model without any gets a warning. The averaged model of an
+    ``EMAHook`` has the training's temperature too, even with ``update_buffers=True``.
 
     From `Dynamic Convolution: Attention over Convolution Kernels
     <https://arxiv.org/abs/1912.03458>`_.
@@ -46,8 +47,8 @@ class TemperatureAnnealHook(Hook):
         >>> custom_hooks = [dict(type='TemperatureAnnealHook', start=30, epochs=10)]
     """
 
-    # After RuntimeInfoHook, before LoggerHook.
-    priority = "ABOVE_NORMAL"
+    # After EMAHook, which may have averaged the temperature, and before CheckpointHook.
+    priority = "LOW"
 
     def __init__(
         self,
@@ -61,11 +62,18 @@ class TemperatureAnnealHook(Hook):
         self.epochs = positive_int("epochs", epochs)
         self.iterations = None if iterations is None else positive_int("iterations", iterations)
         self._layers: list[Any] = []
+        self._averaged_layers: list[Any] = []
         self._length = 0
 
     def before_train(self, runner: Runner) -> None:
         """Finds the layers and the schedule's length."""
         self._layers = layers_with_temperature(runner.model)
+        self._averaged_layers = [
+            layer
+            for hook in runner.hooks
+            if isinstance(hook, EMAHook)
+            for layer in layers_with_temperature(hook.ema_model)
+        ]
         self._length = self.iterations or self.epochs * len(runner.train_dataloader)
         if not self._layers:
             runner.logger.warning(
@@ -80,6 +88,11 @@ class TemperatureAnnealHook(Hook):
             layer.set_temperature(temperature)
         if self._layers:
             runner.message_hub.update_scalar(TEMPERATURE, temperature)
+
+    def after_train_iter(self, runner: Runner, *_: Any, **__: Any) -> None:
+        """Sets the iteration's temperature in averaged models, to evaluate and save them at it."""
+        for layer in self._averaged_layers:
+            layer.set_temperature(self.temperature(runner.iter))
 
     def temperature(self, iteration: int) -> float:
         """The temperature of an iteration, counted from 0."""

@@ -65,7 +65,14 @@ def runner(tmp_path: Path) -> Any:
             train_cfg=loop,
             optim_wrapper=dict(optimizer=dict(type="SGD", lr=0.01)),
             custom_hooks=[dict(type="TemperatureAnnealHook", **hook)],
-            default_hooks=dict(logger=dict(type="LoggerHook", interval=1)),
+            default_hooks=dict(
+                logger=dict(type="LoggerHook", interval=1),
+                checkpoint=dict(
+                    type="CheckpointHook",
+                    by_epoch=loop["by_epoch"],
+                    interval=1 if loop["by_epoch"] else ITERATIONS_AN_EPOCH,
+                ),
+            ),
             log_processor=dict(by_epoch=loop["by_epoch"]),
             experiment_name=f"{tmp_path.name}-{len(list(tmp_path.iterdir()))}",
             resume=resume,
@@ -124,6 +131,23 @@ def test_the_log_shows_it(runner: Any, tmp_path: Path) -> None:
     assert built.message_hub.get_scalar("train/temperature").current() == 6
     (log,) = tmp_path.rglob("*.log")
     assert "temperature: 9.0000" in log.read_text()
+
+
+@pytest.mark.parametrize("by_epoch", [True, False])
+def test_an_averaged_model_has_the_temperature_of_the_training(
+    runner: Any, tmp_path: Path, by_epoch: bool
+) -> None:
+    model = dynamic_model()
+    loop = dict(by_epoch=True, max_epochs=1) if by_epoch else dict(by_epoch=False, max_iters=4)
+    built = runner(model, loop, start=9.0, epochs=2)
+    built.register_hook(dict(type="EMAHook", update_buffers=True))
+    built.train()
+    assert model.seen[-1] == [6, 6]
+    weights_only = hasattr(torch.serialization, "add_safe_globals")  # rednet.engine names the types
+    path = tmp_path / ("epoch_1.pth" if by_epoch else "iter_4.pth")
+    checkpoint = torch.load(path, weights_only=weights_only)
+    assert checkpoint["state_dict"]["layers.0.temperature"] == 6  # the average
+    assert checkpoint["ema_state_dict"]["module.layers.0.temperature"] == 6  # the training's
 
 
 def test_a_wrapped_model_takes_part(runner: Any) -> None:
