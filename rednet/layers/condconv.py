@@ -102,15 +102,11 @@ class CondConv2d(MixtureConvLayer):
     def adapt_plain_state(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
         """Pairs of experts with opposite logits: sigmoid(z) + sigmoid(-z) = 1."""
         share = 2 / self.num_experts  # the sigmoids sum to num_experts / 2
-        adapted = {
-            "weight": (state["weight"] * share).expand_as(self.weight),
+        return {
+            **self.repeated_state({key: value * share for key, value in state.items()}),
             "routing_fn.weight": _opposed(self.routing_fn.weight),
             "routing_fn.bias": _opposed(self.routing_fn.bias),
         }
-        if self.bias is not None:
-            bias = state.get("bias", self.bias.new_zeros(self.out_channels))
-            adapted["bias"] = (bias * share).expand_as(self.bias)
-        return adapted
 
     def extra_repr(self) -> str:
         """``nn.Conv2d``'s description and the layer's own argument."""

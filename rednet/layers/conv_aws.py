@@ -156,12 +156,15 @@ def standardise(weight: Tensor, gamma: Tensor, beta: Tensor) -> Tensor:
 
 
 def standardised_state(weight: Tensor) -> dict[str, Tensor]:
-    """The weight, scale and shift from which ``standardise`` gives this weight back."""
+    """The weight, scale and shift from which ``standardise`` gives this weight back.
+
+    The scale and the shift of a 16-bit weight are float32: the layer that takes them may be.
+    """
     variance, mean = torch.var_mean(_at_least_float32(weight), dim=(1, 2, 3), keepdim=True)
     return {
         "weight": weight,
-        "weight_gamma": torch.sqrt(variance + EPSILON).to(weight.dtype),
-        "weight_beta": mean.to(weight.dtype),
+        "weight_gamma": torch.sqrt(variance + EPSILON),
+        "weight_beta": mean,
     }
 
 

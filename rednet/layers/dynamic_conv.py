@@ -105,11 +105,7 @@ class DynamicConv2d(MixtureConvLayer):
 
     def adapt_plain_state(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
         """Every kernel is the convolution's: their average is too, whatever the attention says."""
-        adapted = {"weight": state["weight"].expand_as(self.weight)}
-        if self.bias is not None:
-            bias = state.get("bias", self.bias.new_zeros(self.out_channels))
-            adapted["bias"] = bias.expand_as(self.bias)
-        return adapted
+        return self.repeated_state(state)
 
     def extra_repr(self) -> str:
         """``nn.Conv2d``'s description and the layer's own arguments."""

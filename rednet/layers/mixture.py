@@ -36,6 +36,7 @@ class MixtureConvLayer(ConvLayer):
         ArgumentError: If an argument has a value that ``nn.Conv2d`` would not take.
     """
 
+    bias: nn.Parameter | None
     temperature: Tensor
 
     def __init__(
@@ -76,6 +77,19 @@ class MixtureConvLayer(ConvLayer):
         padded, padding = self.pad(input)
         window = Window(self.stride, padding, self.dilation, self.groups)
         return mixed_conv2d(padded, self.weight, mixture, bias, factors, window)
+
+    def repeated_state(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
+        """A plain convolution's weight for every expert, and its bias in the shape of this layer's.
+
+        Each is memory of its own, which ``load_state_dict(..., assign=True)`` makes the parameter.
+        """
+        repeated = {"weight": state["weight"].expand_as(self.weight).contiguous()}
+        if self.bias is not None:
+            bias = state.get("bias", state["weight"].new_zeros(self.out_channels))
+            repeated["bias"] = bias.expand_as(self.bias).contiguous()
+        elif "bias" in state:  # without a place: a strict load refuses it
+            repeated["bias"] = state["bias"]
+        return repeated
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> MixtureConvLayer:
         """Lets ``to(memory_format=torch.channels_last)`` pass.

@@ -142,12 +142,10 @@ class ODConv2d(MixtureConvLayer):
         """Every sigmoid is 1/2, and every kernel is the convolution's times 2 for each of them."""
         sigmoids = self.attention.sigmoid_heads()
         weight = state["weight"] * 2 ** len(sigmoids)
-        adapted = {"weight": weight.expand_as(self.weight)}
+        adapted = self.repeated_state({**state, "weight": weight})
         for name, head in sigmoids.items():
             adapted[f"attention.{name}.weight"] = torch.zeros_like(head.weight)
             adapted[f"attention.{name}.bias"] = head.weight.new_zeros(head.out_channels)
-        if self.bias is not None:
-            adapted["bias"] = state.get("bias", self.bias.new_zeros(self.out_channels))
         return adapted
 
     def unpublished_state(self) -> dict[str, Tensor]:

@@ -5,7 +5,7 @@ import torch
 from mmcv.cnn import ConvAWS2d as PublishedConvAWS2d
 from torch import Tensor, nn
 
-from rednet.layers import ConvAWS2d
+from rednet.layers import ConvAWS2d, SAConv2d
 from rednet.layers.conv_aws import standardise
 from tests.layers.cases import randomised
 from tests.tolerances import assert_close
@@ -61,6 +61,14 @@ def test_with_a_plain_convolutions_weights_it_is_the_convolution(
     layer.load_state_dict(convolution.state_dict(), strict=True)
     image = torch.randn(2, 8, 5, 5)
     torch.testing.assert_close(layer(image), convolution(image))
+
+
+@pytest.mark.parametrize("layer_type", [ConvAWS2d, SAConv2d])
+def test_a_plain_checkpoint_of_16_bits_is_standardised_in_32(layer_type: type) -> None:
+    convolution = nn.Conv2d(8, 12, 3).half()
+    layer = layer_type(8, 12, 3)
+    layer.load_state_dict(convolution.state_dict())
+    assert_close(layer.kernel(), convolution.weight.double())
 
 
 @pytest.mark.parametrize("geometry", GEOMETRIES, ids=str)

@@ -146,6 +146,23 @@ def test_plain_weights_without_bias_give_a_bias_of_zero(layer_type: type) -> Non
 
 
 @layers
+def test_a_plain_bias_without_a_place_is_refused(layer_type: type) -> None:
+    with pytest.raises(RuntimeError, match='Unexpected key.*"bias"'):
+        _build(layer_type, kernel_size=3, bias=False).load_state_dict(
+            nn.Conv2d(8, 8, 3).state_dict()
+        )
+
+
+@layers
+def test_plain_weights_may_be_assigned(layer_type: type) -> None:
+    layer = _build(layer_type, kernel_size=3)
+    layer.load_state_dict(nn.Conv2d(8, 8, 3).state_dict(), assign=True)
+    assert all(parameter.is_contiguous() for parameter in layer.parameters())
+    layer(torch.randn(2, 8, 5, 5)).sum().backward()
+    torch.optim.SGD(layer.parameters(), lr=0.1).step()
+
+
+@layers
 def test_experts_from_plain_weights_part_in_training(layer_type: type) -> None:
     layer = _build(layer_type, 4, kernel_size=3)
     layer.load_state_dict(nn.Conv2d(8, 8, 3).state_dict())
