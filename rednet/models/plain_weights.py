@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
+import torch
 from mmengine.logging import print_log
 from torch import Tensor, nn
 
@@ -56,7 +57,9 @@ def compare_with_checkpoint(
         state_dict: The checkpoint.
         prefix: Where the module's entries are in it: its name and a dot.
     """
-    given = {key[len(prefix) :] for key in state_dict if key.startswith(prefix)}
+    given = {
+        key[len(prefix) :]: value for key, value in state_dict.items() if key.startswith(prefix)
+    }
     own = module.state_dict()
     expanded, filled, used = [], set(), set()
     for name, layer in module.named_modules():
@@ -65,9 +68,11 @@ def compare_with_checkpoint(
             adapted = layer.expand_plain_state(state_dict, prefix + path)
             if adapted is not None:
                 expanded.append(name)
-                filled |= {path + key for key in adapted}
-                used |= {path + "weight", path + "bias"}
-    taken = [key for key in own if key in given - used]
+                made = {path + key for key in adapted}
+                filled |= made
+                used |= {path + "weight", path + "bias"} - (made - own.keys())
+    offered = given.keys() - used
+    taken = [key for key in own if key in offered and _shape(given[key]) == _shape(own[key])]
     return LoadedWeights(
         taken=taken,
         expanded=expanded,
@@ -76,8 +81,12 @@ def compare_with_checkpoint(
             for key in own
             if key not in filled.union(taken) and not key.endswith("num_batches_tracked")
         ],
-        unused=sorted(given - used - set(own)),
+        unused=sorted(given.keys() - used - set(taken)),
     )
+
+
+def _shape(entry: Any) -> torch.Size | None:
+    return entry.shape if isinstance(entry, Tensor) else None  # a module's extra state is anything
 
 
 def _report(module: nn.Module, state_dict: Mapping[str, Tensor], prefix: str, *_: Any) -> None:

@@ -47,6 +47,15 @@ def test_compare_counts_taken_expanded_initial_and_unused() -> None:
     assert result.taken[-1] == "2.bias"
 
 
+def test_compare_counts_what_does_not_fit_as_unused() -> None:
+    convolutions = [nn.Sequential(nn.Conv2d(3, 8, 3, bias=bias)) for bias in (True, False)]
+    plain, swapped = convolutions[0], rednet.swap_conv(convolutions[1], dict(type="ConvAWS2d"))
+    linear = nn.Linear(8, 5)
+    plain.append(nn.Linear(8, 7)), swapped.append(linear)
+    result = compare_with_checkpoint(swapped, plain.state_dict())
+    assert result == ([], ["0"], ["1.weight", "1.bias"], ["0.bias", "1.bias", "1.weight"])
+
+
 @pytest.mark.parametrize("loader", ["torch", "mmengine"])
 def test_a_plain_checkpoint_is_reported_in_one_line(loader: str, lines: list[str]) -> None:
     plain = nn.ModuleDict({"backbone": _network()})
