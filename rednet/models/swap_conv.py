@@ -8,8 +8,9 @@ from functools import partial
 from typing import Any
 
 from mmcv.cnn import build_conv_layer
-from mmengine.model import BaseModule
+from mmengine.model import BaseModule, PretrainedInit
 from torch import nn
+from torch.nn.parallel import DistributedDataParallel
 
 from rednet.errors import ArgumentError, first_names
 from rednet.layers.base import ConvLayer
@@ -52,7 +53,8 @@ def swap_conv(
 
     Raises:
         TypeError: If an argument has the wrong type.
-        ArgumentError: If no convolution matches, or a layer cannot have a convolution's geometry.
+        ArgumentError: If no convolution matches, a layer cannot have a convolution's geometry, or
+            ``module`` is already wrapped in ``DistributedDataParallel``.
 
     Example:
         >>> from torch import nn
@@ -61,16 +63,18 @@ def swap_conv(
         >>> swap_conv(block, dict(type='Involution2d', kernel_size=7))[0].padding
         (3, 3)
     """
+    _check_module(module)
     if not isinstance(conv_cfg, dict) or "type" not in conv_cfg:
         raise TypeError(f"conv_cfg must be a dict with the key 'type', got {conv_cfg!r}")
     if isinstance(conv_cfg["type"], str) and CONV_LAYERS.get(conv_cfg["type"]) is None:
         raise ArgumentError(f"conv_cfg: no layer is registered as {conv_cfg['type']!r}")
+    wanted = _compiled("include", include)
+    unwanted = _compiled("exclude", () if exclude is None else exclude)
     convolutions = _convolutions(module)
     matching = {
         name: convolution
         for name, convolution in convolutions.items()
-        if _matches(name, _compiled("include", include))
-        and not _matches(name, _compiled("exclude", exclude or ()))
+        if _matches(name, wanted) and not _matches(name, unwanted)
     }
     if not matching:
         raise ArgumentError(_no_match(module, include, exclude, list(convolutions)))
@@ -128,16 +132,36 @@ def _init_weights(module: BaseModule) -> None:
     """The module's own initialisation, then that of its layers.
 
     An ``init_cfg`` for all ``Conv2d`` reaches the convolutions inside a layer too, and would fill
-    those that have to start at zero. What a checkpoint has filled stays as it is.
+    those that have to start at zero. What a checkpoint has filled, in any part, stays as it is, and
+    so does what was initialised before.
     """
-    done = module.is_init
+    settled = {
+        id(layer) for part in module.modules() if _is_settled(part) for layer in part.modules()
+    }
     type(module).init_weights(module)
-    pretrained = isinstance(module.init_cfg, dict) and module.init_cfg["type"] == "Pretrained"
-    if done or pretrained:
-        return
     for layer in module.modules():
-        if isinstance(layer, ConvLayer):
+        if isinstance(layer, ConvLayer) and id(layer) not in settled:
             layer.init_weights()
+
+
+def _is_settled(part: nn.Module) -> bool:
+    """Whether a part is initialised already or will be from a checkpoint."""
+    if not isinstance(part, BaseModule):
+        return False
+    cfgs = part.init_cfg if isinstance(part.init_cfg, list) else [part.init_cfg]
+    return part.is_init or any(
+        cfg is not None and cfg["type"] in ("Pretrained", PretrainedInit) for cfg in cfgs
+    )
+
+
+def _check_module(module: nn.Module) -> None:
+    if not isinstance(module, nn.Module):
+        raise TypeError(f"module must be an nn.Module, got {type(module).__name__}")
+    if any(isinstance(each, DistributedDataParallel) for each in module.modules()):
+        raise ArgumentError(
+            f"module: {type(module).__name__} already synchronises the parameters that it was "
+            "wrapped with; swap the convolutions before wrapping"
+        )
 
 
 def _convolutions(module: nn.Module) -> dict[str, nn.Conv2d]:
@@ -209,6 +233,10 @@ def _layer_like(
 
 def _copy_weights(convolution: nn.Conv2d, layer: nn.Module) -> None:
     state = convolution.state_dict()
+    if "weight" not in state:  # it is computed from others, as weight_norm does
+        state = {"weight": convolution.weight.detach()}
+        if convolution.bias is not None:
+            state["bias"] = convolution.bias.detach()
     if isinstance(layer, ConvLayer) and layer.expand_plain_state(state, prefix="") is not None:
         layer.load_state_dict(state)
 

@@ -3,10 +3,12 @@ from __future__ import annotations
 import copy
 import logging
 import pickle
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
+import torch.distributed as dist
 from mmcv.cnn import ConvModule
 from mmengine.logging import MMLogger
 from mmengine.model import BaseModule
@@ -69,6 +71,8 @@ def test_exclude_and_several_patterns() -> None:
     neck = _build(include=["outputs", "down"], exclude=r"outputs\.0")
     assert _swapped(neck) == ["outputs.1.conv", "down.conv"]
     assert neck.down.conv.stride == (2, 2)
+    with pytest.raises(ValueError, match="include='' with exclude='' matches no convolution"):
+        _build(include="", exclude="")
 
 
 def test_injected_keywords_reach_the_inner_config() -> None:
@@ -131,6 +135,18 @@ def test_a_pattern_that_matches_nothing_lists_what_it_could_have() -> None:
 def test_bad_arguments_are_named(changes: dict, error: type[Exception], message: str) -> None:
     with pytest.raises(error, match=message):
         _build(**changes)
+
+
+def test_only_modules_that_are_not_wrapped_yet_are_changed() -> None:
+    with pytest.raises(TypeError, match="module must be an nn.Module, got list"):
+        rednet.swap_conv([nn.Conv2d(8, 8, 3)], dict(type="ConvAWS2d"))
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    try:
+        wrapped = nn.parallel.DistributedDataParallel(nn.Sequential(nn.Conv2d(8, 8, 3)))
+        with pytest.raises(ValueError, match="swap the convolutions before wrapping"):
+            rednet.swap_conv(wrapped, dict(type="ConvAWS2d"))
+    finally:
+        dist.destroy_process_group()
 
 
 def test_convolutions_inside_own_layers_are_left_alone() -> None:
@@ -204,10 +220,22 @@ def test_copied_weights_compute_what_the_convolution_computed() -> None:
     assert not torch.allclose(fresh(image), convolution(image))
 
 
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize(
+    "normed", [nn.utils.parametrizations.weight_norm, nn.utils.parametrizations.spectral_norm]
+)
+def test_copied_weights_are_those_that_a_norm_of_weights_computes(
+    normed: Callable, bias: bool
+) -> None:
+    convolution, image = normed(nn.Conv2d(4, 8, 3, bias=bias)).eval(), torch.randn(1, 4, 6, 6)
+    layer = rednet.swap_conv(convolution, dict(type="ConvAWS2d"), copy_weights=True)
+    torch.testing.assert_close(layer(image), convolution(image))
+
+
 class Backbone(BaseModule):
     """Initialises all convolutions alike, those inside other layers too, as ResNets do."""
 
-    def __init__(self, init_cfg: dict | None = None) -> None:
+    def __init__(self, init_cfg: dict | list | None = None) -> None:
         super().__init__(init_cfg or dict(type="Kaiming", layer="Conv2d"))
         self.stages = nn.Sequential(nn.Conv2d(8, 8, 3, padding=1))
 
@@ -230,6 +258,39 @@ def test_initialisation_keeps_what_a_checkpoint_gave(tmp_path: Path) -> None:
     backbone = rednet.swap_conv(Backbone(pretrained), dict(type="SAConv2d"))
     backbone.init_weights()
     assert (backbone.stages[0].switch.weight == 3).all()
+
+
+class Classifier(BaseModule):
+    """A backbone with initialisation of its own, and a head without."""
+
+    def __init__(self, init_cfg: dict | list | None = None) -> None:
+        super().__init__()
+        self.backbone = Backbone(init_cfg)
+        self.head = nn.Conv2d(8, 8, 1)
+
+
+@pytest.mark.parametrize("as_list", [False, True])
+def test_initialisation_of_a_whole_model_keeps_what_a_part_loads(
+    tmp_path: Path, as_list: bool
+) -> None:
+    plain, image = Backbone().stages, torch.randn(1, 8, 5, 5)
+    state = {f"stages.{key}": value for key, value in plain.state_dict().items()}
+    torch.save(state, tmp_path / "plain.pth")
+    pretrained = dict(type="Pretrained", checkpoint=str(tmp_path / "plain.pth"))
+    model = Classifier([pretrained] if as_list else pretrained)
+    rednet.swap_conv(model, dict(type="SAConv2d"))
+    nn.init.constant_(model.head.switch.weight, 3)
+    model.init_weights()
+    torch.testing.assert_close(model.backbone.stages(image), plain(image))
+    assert not model.head.switch.weight.any()
+
+
+def test_initialisation_of_a_whole_model_keeps_what_a_part_has_initialised() -> None:
+    model = rednet.swap_conv(Classifier(), dict(type="SAConv2d"))
+    model.backbone.init_weights()
+    weight = model.backbone.stages[0].weight.clone()
+    model.init_weights()
+    assert torch.equal(model.backbone.stages[0].weight, weight)
 
 
 def test_a_swapped_module_is_copied_and_pickled() -> None:
