@@ -35,7 +35,7 @@ from rednet import swap_conv
 from rednet.datasets import Digits
 from rednet.datasets.digits import SPLITS
 from rednet.engine.benchmark import Action, Clock
-from rednet.engine.command_line import run
+from rednet.engine.command_line import check_output, run
 from rednet.engine.complexity import measure
 from rednet.engine.temperature_hook import layers_with_temperature
 from rednet.errors import ArgumentError, UserError
@@ -83,6 +83,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Trains what is missing, or times what was asked for, and shows everything."""
     args = _parse(arguments)
     names = _chosen(args.layers)
+    check_output(args.out, "--out", folder=True)
     args.out.mkdir(parents=True, exist_ok=True)
     if args.threads:
         torch.set_num_threads(args.threads)

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import torch
 
-from rednet.engine.command_line import OptionsAction, run
+from rednet.engine.command_line import OptionsAction, check_output, run
 from rednet.engine.config_options import read_config
 from rednet.engine.published_checkpoint import convert, read_state_dict
 from rednet.errors import UserError
@@ -23,6 +23,7 @@ from rednet.version import __version__
 def main(arguments: Sequence[str] | None = None) -> None:
     """Converts as the arguments say."""
     args = _parse(arguments)
+    check_output(args.output, "the output")
     config = read_config(args.config, args.cfg_options)[0] if args.config else None
     result = convert(read_state_dict(args.checkpoint), config)
     for line in result.lines():

@@ -18,7 +18,13 @@ from pathlib import Path
 from mmengine.config import Config
 from torch import nn
 
-from rednet.engine.command_line import check_file, config_parser, image_size, run
+from rednet.engine.command_line import (
+    check_file,
+    check_output,
+    config_parser,
+    image_size,
+    run,
+)
 from rednet.engine.config_model import build_model, load_weights
 from rednet.engine.config_options import read_config
 from rednet.engine.onnx_export import EXPORTERS, TOLERANCE, Graph, export_onnx, relative_errors
@@ -32,9 +38,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Exports what the arguments name."""
     args = _parse(arguments)
     image = (CHANNELS, *image_size(args.shape))
+    check_output(args.out, "--out")
     model = _build(args)
     target = Path(args.out)
-    target.parent.mkdir(parents=True, exist_ok=True)
     # Beside its place, so that it gets there in one step, when it has been checked.
     with tempfile.TemporaryDirectory(dir=target.parent) as folder:
         path = Path(folder, target.name)

@@ -13,12 +13,13 @@ import sys
 from collections.abc import Sequence
 
 from rednet.datasets.digits_coco import annotation_file, check_annotations, write_digits_coco
-from rednet.engine.command_line import run
+from rednet.engine.command_line import check_output, run
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Writes the data set and checks it with pycocotools."""
     args = _parse(arguments)
+    check_output(args.folder, "the folder", folder=True)
     width, height = args.size
     images = dict(train=args.train, val=args.val)
     write_digits_coco(args.folder, images, (height, width), args.seed, args.overwrite)

@@ -12,7 +12,6 @@ import argparse
 import sys
 from collections.abc import Sequence
 from copy import deepcopy
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -21,7 +20,13 @@ from mmengine.runner import load_checkpoint, save_checkpoint
 from torch import Tensor, nn
 
 from rednet import switch_to_deploy
-from rednet.engine.command_line import check_file, config_parser, image_size, run
+from rednet.engine.command_line import (
+    check_file,
+    check_output,
+    config_parser,
+    image_size,
+    run,
+)
 from rednet.engine.config_model import build_model, load_weights
 from rednet.engine.config_options import read_config
 from rednet.engine.safe_checkpoint import require_weights_only
@@ -31,6 +36,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Fuses what the arguments name."""
     args = _parse(arguments)
     check_file(args.checkpoint, "the checkpoint")
+    for suffix in (".pth", ".py"):
+        check_output(args.out_prefix + suffix, "the output")
     require_weights_only()
     config, _ = read_config(args.config, args.cfg_options)
     images = torch.rand(2, 3, *image_size(args.shape))
@@ -84,7 +91,6 @@ def _features(model: nn.Module, images: Tensor) -> Any:
 def _write(model: nn.Module, meta: dict[str, Any], config: Config, prefix: str) -> tuple[str, str]:
     """Writes the checkpoint and the config; returns their paths."""
     checkpoint, deployed = f"{prefix}.pth", f"{prefix}.py"
-    Path(prefix).parent.mkdir(parents=True, exist_ok=True)
     save_checkpoint({"meta": meta, "state_dict": model.state_dict()}, checkpoint)
     config = Config(config.to_dict())
     config.model = dict(type="Deployed", module=config.model)

@@ -15,6 +15,7 @@ from rednet.engine.command_line import (
     add_runner_arguments,
     build_runner,
     check_file,
+    check_output,
     config_parser,
     run,
     set_up_run,
@@ -35,6 +36,8 @@ TTA_MODELS: dict[str, dict] = {
     ),
 }
 DUMPS = {"mmdet": "mmdet.DumpDetResults"}
+# How the file of --out may end.
+SUFFIXES = {"pred": (".pkl", ".pickle"), "metrics": (".json", ".pkl", ".pickle")}
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -89,14 +92,17 @@ def _check_out(path: str | None, item: str | None) -> str | None:
             raise UserError(f"--out-item {item} needs --out FILE")
         return None
     item = item or ("metrics" if path.endswith(".json") else "pred")
-    if item == "pred" and not path.endswith((".pkl", ".pickle")):
+    if not path.endswith(SUFFIXES[item]):
         raise UserError(
             f"--out must end in .pkl for predictions or in .json for metrics, got {path}"
         )
+    check_output(path, "--out")
     return item
 
 
 def _draw_predictions(config: Config, args: argparse.Namespace) -> None:
+    if args.show_dir:
+        check_output(args.show_dir, "--show-dir", folder=True)
     if args.tta and config.get("default_scope") == "mmpretrain":
         raise UserError(
             "mmpretrain draws no pictures of several views: leave out --tta or --show-dir"

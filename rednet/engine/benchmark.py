@@ -19,6 +19,7 @@ from typing import Any, NamedTuple
 
 import torch
 
+from rednet.engine.command_line import check_output
 from rednet.errors import UserError
 from rednet.version import __version__
 
@@ -67,8 +68,10 @@ def set_up(args: argparse.Namespace) -> None:
     """Applies the arguments of :func:`add_arguments`, and seeds.
 
     Raises:
-        UserError: If PyTorch does not find the device.
+        UserError: If the results cannot be written or PyTorch does not find the device.
     """
+    if args.out:
+        check_output(args.out, "--out")
     torch.manual_seed(0)
     if args.threads:
         torch.set_num_threads(args.threads)

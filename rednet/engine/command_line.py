@@ -138,6 +138,7 @@ def set_up_run(config: Config, arguments: argparse.Namespace) -> None:
         config.work_dir = arguments.work_dir
     elif config.get("work_dir") is None:
         config.work_dir = str(Path("work_dirs") / Path(arguments.config).stem)
+    check_output(config.work_dir, "the work directory", folder=True)
     for loader in filter(None, map(config.get, LOADERS)):
         _set_loader_defaults(loader, config.get("default_scope"), arguments)
 
@@ -161,6 +162,30 @@ def check_file(path: str, what: str) -> None:
     """
     if "://" not in path and not Path(path).expanduser().is_file():
         raise UserError(f"{what} {path} is not a file")
+
+
+def check_output(path: str | Path, what: str, *, folder: bool = False) -> None:
+    """Checks that a file can be written at a path, and makes the folder that it will lie in.
+
+    Args:
+        path: The file.
+        what: The argument that named it.
+        folder: Whether it is to be a folder; that one is checked and not made.
+
+    Raises:
+        UserError: If the path is already something else, lies below a file, or there is no
+            permission to write it.
+    """
+    place = Path(path)
+    existing = next(each for each in (place, *place.parents) if os.path.exists(each))
+    if existing == place and not folder and existing.is_dir():
+        raise UserError(f"{what} {path} must be a file, and is a folder")
+    if (existing != place or folder) and not existing.is_dir():
+        raise UserError(f"{what} {path} cannot be made: {existing} is a file, and no folder")
+    if not os.access(existing, os.W_OK):
+        raise UserError(f"{what} {path} cannot be written: no permission to write {existing}")
+    if not folder:
+        place.parent.mkdir(parents=True, exist_ok=True)
 
 
 def image_size(shape: Sequence[int] | None, scope: str | None = None) -> tuple[int, int]:

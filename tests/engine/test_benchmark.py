@@ -64,10 +64,16 @@ def test_arguments_that_are_refused(arguments: list[str]) -> None:
         parser.parse_args(arguments)
 
 
+def test_results_that_cannot_be_written(tmp_path: Path) -> None:
+    (tmp_path / "a.json").mkdir()
+    with pytest.raises(UserError, match="--out .*a.json must be a file"):
+        benchmark.set_up(argparse.Namespace(out=tmp_path / "a.json"))
+
+
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
 def test_a_gpu_that_is_not_there() -> None:
     with pytest.raises(UserError, match="--device cuda:0: PyTorch finds no CUDA device"):
-        benchmark.set_up(argparse.Namespace(threads=None, device=torch.device("cuda:0")))
+        benchmark.set_up(argparse.Namespace(out=None, threads=None, device=torch.device("cuda:0")))
 
 
 def test_peers_come_from_files_and_modules(tmp_path: Path) -> None:

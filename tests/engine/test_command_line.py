@@ -1,10 +1,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 
 import pytest
 
-from rednet.engine.command_line import check_file, config_parser, image_size, run
+from rednet.engine.command_line import check_file, check_output, config_parser, image_size, run
 from rednet.errors import ArgumentError, ImageError, UserError
 
 
@@ -70,6 +71,43 @@ def test_a_remote_file_is_not_looked_for() -> None:
     check_file("https://example.org/model.pth", "the checkpoint")
     with pytest.raises(UserError, match="the checkpoint model.pth is not a file"):
         check_file("model.pth", "the checkpoint")
+
+
+def test_a_file_that_can_be_written_gets_its_folder(tmp_path: Path) -> None:
+    file = tmp_path / "new" / "deep" / "a.json"
+    check_output(file, "--out")
+    assert file.parent.is_dir() and not file.exists()
+    file.write_text("")
+    check_output(file, "--out")
+    check_output(tmp_path / "pictures", "--show-dir", folder=True)
+    check_output(tmp_path, "--show-dir", folder=True)
+    assert not (tmp_path / "pictures").exists()
+
+
+@pytest.mark.parametrize(
+    ("name", "folder", "message"),
+    [
+        ("", False, "--out {0} must be a file, and is a folder"),
+        ("file", True, "--out {0}/file cannot be made: {0}/file is a file, and no folder"),
+        ("file/a/b", True, "--out {0}/file/a/b cannot be made: {0}/file is a file, and no folder"),
+        ("file/a/b", False, "--out {0}/file/a/b cannot be made: {0}/file is a file, and no folder"),
+    ],
+)
+def test_a_place_that_cannot_be_written(
+    tmp_path: Path, name: str, folder: bool, message: str
+) -> None:
+    (tmp_path / "file").write_text("kept")
+    with pytest.raises(UserError) as caught:
+        check_output(tmp_path / name, "--out", folder=folder)
+    assert str(caught.value) == message.format(tmp_path)
+    assert (tmp_path / "file").read_text() == "kept"
+
+
+def test_a_folder_without_permission(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("os.access", lambda path, mode: False)  # root may write everywhere
+    with pytest.raises(UserError, match=f"no permission to write {tmp_path}$"):
+        check_output(tmp_path / "new" / "a.json", "--out")
+    assert not (tmp_path / "new").exists()
 
 
 @pytest.mark.parametrize(

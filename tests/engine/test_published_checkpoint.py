@@ -288,7 +288,7 @@ def test_the_tool_writes_what_a_detectors_backbone_loads(
 
 
 def test_the_tool_writes_nothing_that_is_refused_unless_told_to(tmp_path: Path) -> None:
-    path, output = tmp_path / "in.pth", tmp_path / "out.pth"
+    path, output = tmp_path / "in.pth", tmp_path / "new" / "out.pth"
     torch.save(tensors(backbone(26, 3)) | {"unknown": torch.zeros(1)}, path)
     with pytest.raises(UserError, match="1 entries of .* refused.*--partial"):
         tool().main([str(path), str(output)])

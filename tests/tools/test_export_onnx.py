@@ -74,6 +74,13 @@ def test_a_wrong_output_is_not_written(
     assert not (tmp_path / "m.onnx").exists()
 
 
+def test_a_place_that_cannot_be_written(
+    config: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    assert _call(config, "--out", tmp_path) == 2
+    assert f"error: --out {tmp_path} must be a file" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [

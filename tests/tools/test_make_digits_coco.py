@@ -30,6 +30,12 @@ def test_it_writes_checks_and_counts(tmp_path: Path) -> None:
     assert "--overwrite" in again.stderr and "Traceback" not in again.stderr
 
 
+def test_a_place_that_cannot_be_written(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    done = call("make_digits_coco.py", tmp_path / "file" / "digits")
+    assert done.returncode == 2 and "file is a file, and no folder" in done.stderr
+
+
 def test_a_demo_without_its_data_names_this_tool(tmp_path: Path) -> None:
     pytest.importorskip("mmdet")
     config = ROOT / "configs/demo/faster-rcnn_rednet26_digits.py"

@@ -200,8 +200,23 @@ def test_amp_without_a_gpu(refused: Callable[..., str]) -> None:
 
 def test_an_output_of_an_unknown_kind(capsys: pytest.CaptureFixture[str], trained: Path) -> None:
     command = [str(CONFIG), str(trained / "epoch_1.pth")]
-    assert ".pkl" in error_of(capsys, [*command, "--out", "results.txt"], evaluate.main)
+    for wrong in (["results"], ["results.txt"], ["results.txt", "--out-item", "metrics"]):
+        assert ".pkl" in error_of(capsys, [*command, "--out", *wrong], evaluate.main)
     assert "--out FILE" in error_of(capsys, [*command, "--out-item", "pred"], evaluate.main)
+
+
+def test_results_that_cannot_be_written(
+    capsys: pytest.CaptureFixture[str], trained: Path, folder: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "file").write_text("")
+    command = [str(CONFIG), str(trained / "epoch_1.pth"), *options(**data(folder))]
+    for argument, value in (
+        ("--out", "file/a.json"),
+        ("--show-dir", "file"),
+        ("--work-dir", "file"),
+    ):
+        line = error_of(capsys, [*command, argument, str(tmp_path / value)], evaluate.main)
+        assert f"{tmp_path / value} cannot be made: {tmp_path}/file is a file" in line
 
 
 def test_views_of_which_no_picture_can_be_drawn(
