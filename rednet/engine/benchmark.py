@@ -78,7 +78,8 @@ def set_up(args: argparse.Namespace) -> None:
     if args.device.type == "cuda":
         if not torch.cuda.is_available():
             raise UserError(f"--device {args.device}: PyTorch finds no CUDA device")
-        torch.cuda.set_device(args.device)
+        if args.device.index is not None:  # PyTorch refuses to set a device without a number
+            torch.cuda.set_device(args.device)
 
 
 def load_peer(address: str, name: str | None = None) -> tuple[str, Callable[..., Any]]:

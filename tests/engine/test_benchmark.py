@@ -76,6 +76,15 @@ def test_a_gpu_that_is_not_there() -> None:
         benchmark.set_up(argparse.Namespace(out=None, threads=None, device=torch.device("cuda:0")))
 
 
+def test_a_gpu_is_set_where_it_has_a_number(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    chosen: list[int] = []
+    monkeypatch.setattr(torch._C, "_cuda_setDevice", chosen.append, raising=False)
+    for device in ("cuda", "cuda:1"):
+        benchmark.set_up(argparse.Namespace(threads=None, device=torch.device(device)))
+    assert chosen == [1]
+
+
 def test_peers_come_from_files_and_modules(tmp_path: Path) -> None:
     path = tmp_path / "mine.py"
     path.write_text("def twice(x):\n    return 2 * x\n")
