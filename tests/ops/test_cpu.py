@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import re
+import shutil
 import threading
 import warnings
 from collections.abc import Iterator
@@ -182,6 +183,23 @@ def test_a_file_that_is_no_library_is_not_used(
     broken.write_bytes(b"nothing")
     monkeypatch.setattr(library, "_candidates", lambda: [broken])
     _assert_fallback_with_one_warning("broken.so")
+
+
+def test_a_library_of_others_is_not_used(fresh_load: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(library, "_candidates", lambda: [Path(torch._C.__file__)])
+    _assert_fallback_with_one_warning("rednet_checksum")
+
+
+def test_the_checksum_is_of_sources_alone(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    expected = library._checksum()
+    sources = shutil.copytree(library._FOLDER / "src", tmp_path / "src")
+    monkeypatch.setattr(library, "_FOLDER", tmp_path)
+    (sources / "notes").mkdir()
+    for left_by_an_editor in (".involution.h.swp", ".#involution.h", "involution.h~"):
+        (sources / left_by_an_editor).write_text("unsaved")
+    assert library._checksum() == expected
+    (sources / "another.h").write_text("// read by none")
+    assert library._checksum() != expected
 
 
 def test_another_device_has_another_backend() -> None:

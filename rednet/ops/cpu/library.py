@@ -67,10 +67,11 @@ def load() -> ctypes.CDLL | None:
     for path in _candidates():
         try:
             library = ctypes.CDLL(str(path))
-        except OSError as error:  # Built for another machine, or PyTorch has no OpenMP.
+            library.rednet_checksum.restype = ctypes.c_uint32
+        except (OSError, AttributeError) as error:
+            # Built for another machine, PyTorch has no OpenMP, or not a library of ours.
             problems.append(str(error))
             continue
-        library.rednet_checksum.restype = ctypes.c_uint32
         if library.rednet_checksum() == _checksum():
             return library
         problems.append(f"{path.name} was built from other sources")
@@ -93,5 +94,5 @@ def _candidates() -> list[Path]:
 
 def _checksum() -> int:
     """The checksum of the sources, which setup.py computes in the same way."""
-    sources = sorted((_FOLDER / "src").iterdir())
-    return zlib.crc32(b"".join(path.read_bytes() for path in sources))
+    sources = (path for end in ("h", "cpp") for path in (_FOLDER / "src").glob(f"[!.]*.{end}"))
+    return zlib.crc32(b"".join(path.read_bytes() for path in sorted(sources)))
