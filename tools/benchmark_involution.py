@@ -260,7 +260,7 @@ def contenders_of(
             convolve, input, draw(shape.channels, shape.channels, 3, 3), 9 * shape.channels
         )
     }
-    for name in args.backends or serving_backends(args):
+    for name in args.backends:
         contenders[name] = Contender(involve, input, weight, taps, backend=name)
     if args.compile:
         compiled = torch.compile(unfold_form(geometry))
@@ -277,10 +277,19 @@ def contenders_of(
     return contenders
 
 
-def serving_backends(args: argparse.Namespace) -> list[str]:
-    """The backends that serve the device and the dtype."""
+def backends_of(args: argparse.Namespace) -> list[str]:
+    """The backends to time: those asked for, or all that serve the device and the dtype.
+
+    Raises:
+        UserError: If one that is asked for does not serve them, or is none.
+    """
     reasons = explain_backends(args.device, DTYPES[args.dtype])
-    return [name for name, reason in reasons.items() if reason is None]
+    serving = [name for name, reason in reasons.items() if reason is None]
+    for name in args.backends or ():
+        if name not in serving:
+            reason = reasons.get(name, "there is no such backend")
+            raise UserError(f"--backends {name}: {reason}; there are {', '.join(serving)}")
+    return args.backends or serving
 
 
 # ---- the table
@@ -348,6 +357,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Time all the cases that the command line asks for."""
     args = _parse(arguments)
     set_up(args)
+    args.backends = backends_of(args)
     # The compiled backward pass may be repeated, as that of the others.
     if hasattr(torch._functorch.config, "donated_buffer"):  # torch >= 2.6
         torch._functorch.config.donated_buffer = False

@@ -28,6 +28,7 @@ from rednet.engine.benchmark import (
     describe_machine,
     in_words,
     load_peer,
+    positive,
     set_up,
     table_head,
     table_row,
@@ -116,7 +117,7 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         ],
         metavar="IN,OUT,SIDE,K,STRIDE",
     )
-    parser.add_argument("--batches", nargs="+", type=int, default=[1, 8, 32])
+    parser.add_argument("--batches", nargs="+", type=positive, default=[1, 8, 32])
     parser.add_argument("--modes", nargs="+", choices=MODES, default=MODES)
     parser.add_argument("--dtype", choices=["float32", "float16", "bfloat16"], default="float32")
     parser.add_argument("--channels-last", action="store_true")

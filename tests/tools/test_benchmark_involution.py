@@ -93,3 +93,15 @@ def test_shapes_that_are_none(shape: str, capsys: pytest.CaptureFixture[str]) ->
 def test_groups_that_do_not_divide(capsys: pytest.CaptureFixture[str]) -> None:
     assert run(benchmark_involution.main, ["--shapes", "16,5,3,1", "--group-channels", "5"]) == 2
     assert "--group-channels 5" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("name", "reason"),
+    [("nonsense", "there is no such backend"), ("cuda", "it serves CUDA tensors")],
+)
+def test_backends_that_do_not_serve(
+    name: str, reason: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(benchmark_involution.main, [*TINY, "--backends", name]) == 2
+    message = capsys.readouterr().err
+    assert f"--backends {name}: {reason}" in message and "shifted, reference" in message

@@ -38,6 +38,12 @@ def test_layers_and_peers_beside_the_convolution(
     )
 
 
+def test_batches_of_nothing(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        benchmark_layers.main(["--batches", "0"])
+    assert "--batches: expected a number of at least 1, got '0'" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     "arguments", [["--layers", "Spconv"], ["--peer", "Spconv=torch.nn:Conv2d"]]
 )
