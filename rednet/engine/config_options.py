@@ -9,14 +9,17 @@ from pathlib import Path
 from typing import Any
 
 from mmengine.config import Config
+from mmengine.optim import OptimWrapper
 from mmengine.registry import (
     DATASETS,
     HOOKS,
+    LOG_PROCESSORS,
     METRICS,
     MODELS,
     OPTIM_WRAPPERS,
     OPTIMIZERS,
     RUNNERS,
+    VISUALIZERS,
     Registry,
 )
 from mmengine.runner import EpochBasedTrainLoop, IterBasedTrainLoop, Runner
@@ -57,12 +60,14 @@ REGISTRIES: dict[str, Registry] = {
     "optim_wrapper": OPTIM_WRAPPERS,
     "default_hooks": HOOKS,
     "custom_hooks": HOOKS,
+    "visualizer": VISUALIZERS,
+    "log_processor": LOG_PROCESSORS,
 }
-# Keys that mmengine takes out before it calls the class.
+# Keys that mmengine takes out before it calls the class, and those of the class that --amp chooses.
 TAKEN_OUT = {
     "dataloader": {"dataset", "sampler", "batch_sampler", "num_batch_per_epoch"},
-    "train_cfg": {"by_epoch", "type"},
-    "optim_wrapper": {"optimizer", "constructor", "paramwise_cfg"},
+    "train_cfg": {"by_epoch"},
+    "optim_wrapper": {"optimizer", "constructor", "paramwise_cfg", "loss_scale", "dtype"},
 }
 
 
@@ -87,7 +92,6 @@ def read_config(path: str, options: Mapping[str, Any] | None = None) -> tuple[Co
     config = Config.fromfile(path)
     if not options:
         return config, []
-    check_option_keys(config, options)
     original = Config(config.to_dict())
     try:
         config.merge_from_dict(dict(options))
@@ -95,6 +99,7 @@ def read_config(path: str, options: Mapping[str, Any] | None = None) -> tuple[Co
         raise UserError(f"--cfg-options do not fit {path}: {error.args[0]}") from error
     if any(key.startswith("custom_imports") for key in options):
         _import_modules(config)
+    check_option_keys(original, config, options)
     return config, follow_data_root(original, config, options)
 
 
@@ -120,40 +125,59 @@ def _meant(name: str, candidates: Iterable[str], cutoff: float = 0.6) -> str:
 # ---- keys
 
 
-def check_option_keys(config: Config, options: Mapping[str, Any]) -> None:
+def check_option_keys(original: Config, config: Config, options: Collection[str]) -> None:
     """Refuses a key that nothing would read.
 
     mmengine adds any new key to a config. Here the first part of a key has to be a field that the
-    runner or a tool reads, and not a variable of the file, whose value is elsewhere by now. A new
-    last part has to be an argument of the class that its parent names, in the config or, first, in
-    another of the options.
+    runner or a tool reads, and not a variable of the file, whose value is elsewhere by now. Each
+    other part that is new has to be an argument of the class that its parent names; and where the
+    options name another class than the file, what is left of the file has to be.
+
+    Args:
+        original: The config as the file gives it.
+        config: The config with the options.
+        options: The dotted keys of the options.
 
     Raises:
         UserError: If a key fails, with the names that it may have been meant as.
     """
-    tree = config.to_dict()
-    fields = _fields(options.get("runner_type", tree.get("runner_type", "Runner")))
+    before, after = original.to_dict(), config.to_dict()
+    fields = _fields(after.get("runner_type", "Runner"))
     for key in options:
-        *parents, name = key.split(".")
-        head = key.split(".")[0]
+        parts = key.split(".")
+        head = parts[0]
         if head not in fields:
             advice = (
                 "; change the fields that the file makes from it"
-                if head in tree
+                if head in before
                 else _meant(head, fields)
             )
             raise UserError(f"--cfg-options {key}: nothing reads the field {head!r}{advice}")
-        parent = _descend(tree, parents)
-        if not parents or not isinstance(parent, Mapping) or name in parent:
-            continue
-        chosen = options.get(".".join([*parents, "type"]))
-        if chosen is not None:
-            parent = {**parent, "type": chosen}
-        allowed = _arguments(parents, parent, tree.get("default_scope"))
-        if allowed is not None and name not in allowed:
-            raise UserError(
-                f"--cfg-options {key}: {'.'.join(parents)} takes no {name!r}{_meant(name, allowed)}"
-            )
+        for depth in range(1, len(parts)):
+            _check_part(key, depth, before, after)
+
+
+def _check_part(key: str, depth: int, before: Mapping, after: Mapping) -> None:
+    """Checks one part of a key, and what its parent keeps of the file under another class."""
+    *parents, name = key.split(".")[: depth + 1]
+    old, new = _descend(before, parents), _descend(after, parents)
+    if not isinstance(new, Mapping):
+        return
+    allowed = _arguments(parents, new, after.get("default_scope"))
+    if allowed is None:
+        return
+    old = old if isinstance(old, Mapping) else {}
+    trusted = old if old.get("type") == new.get("type") else {}
+    unread = [each for each in new if each not in trusted and each not in allowed]
+    parent = ".".join(parents)
+    if name in unread:
+        raise UserError(f"--cfg-options {key}: {parent} takes no {name!r}{_meant(name, allowed)}")
+    left = [repr(each) for each in unread if each in old]
+    if left:
+        raise UserError(
+            f"--cfg-options {key}: {new['type']} takes no {', '.join(left)}, which the file has "
+            f"for {old.get('type')}; {parent}._delete_=True starts afresh"
+        )
 
 
 def _fields(runner_type: str) -> set[str]:
@@ -173,6 +197,8 @@ def _descend(node: Any, parts: Iterable[str]) -> Any:
 
 def _arguments(parents: list[str], parent: Mapping, scope: str | None) -> set[str] | None:
     """The keys that the dict at ``parents`` may have, or None where that cannot be told."""
+    if parents == ["default_hooks"]:  # the Runner has none of another name to complete
+        return {name for name, hook in parent.items() if not _lacks_type(hook)}
     constructor = _constructor(parents, parent, scope)
     if constructor is None:
         return None
@@ -182,7 +208,11 @@ def _arguments(parents: list[str], parent: Mapping, scope: str | None) -> set[st
     taken_out = next(
         (keys for suffix, keys in TAKEN_OUT.items() if parents[-1].endswith(suffix)), set()
     )
-    return {each.name for each in parameters} | taken_out
+    return {each.name for each in parameters} | taken_out | {"type", "_scope_"}
+
+
+def _lacks_type(config: Any) -> bool:
+    return isinstance(config, Mapping) and "type" not in config
 
 
 def _constructor(parents: list[str], parent: Mapping, scope: str | None) -> Any:
@@ -190,6 +220,8 @@ def _constructor(parents: list[str], parent: Mapping, scope: str | None) -> Any:
         return EpochBasedTrainLoop if parent.get("by_epoch", True) else IterBasedTrainLoop
     if len(parents) == 1 and parents[0] in LOADERS:
         return DataLoader
+    if parents == ["optim_wrapper"] and "type" not in parent:
+        return OptimWrapper
     registry = OPTIMIZERS if parents[-1] == "optimizer" else REGISTRIES.get(parents[0])
     # mmcv's builders take keys of their own out of norm_cfg and its like; pipelines have another
     # registry.

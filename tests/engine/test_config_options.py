@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from mmengine.config import Config
 
-from rednet.engine.config_options import check_option_keys, follow_data_root, read_config
+from rednet.engine.config_options import follow_data_root, read_config
 from rednet.errors import UserError
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -120,12 +120,19 @@ def test_a_key_through_a_value() -> None:
         ("train_dataloader.batchsize", "did you mean batch_size"),
         ("default_hooks.logger.intervall", "did you mean interval"),
         ("custom_hooks.0.intervall", "did you mean interval"),
+        ("model.backbon.depth", "model takes no 'backbon'; did you mean backbone"),
+        ("model.backbone.norm.eps", "model.backbone takes no 'norm'"),
+        ("default_hooks.chekpoint.interval", "takes no 'chekpoint'; did you mean checkpoint"),
+        ("optim_wrapper.optimzer.lr", "takes no 'optimzer'; did you mean optimizer"),
+        ("train_dataloader.datset.indices", "takes no 'datset'; did you mean dataset"),
+        ("visualizer.vis_backend.0.type", "did you mean vis_backends"),
+        ("custom_hooks.0._delete_", "custom_hooks.0 takes no '_delete_'$"),
     ],
 )
 def test_a_key_that_nothing_reads(key: str, message: str) -> None:
     pytest.importorskip("mmpretrain")
     with pytest.raises(UserError, match=message) as caught:
-        check_option_keys(Config.fromfile(IMAGENET), {key: None})
+        read_config(IMAGENET, {key: None})
     assert str(caught.value).startswith(f"--cfg-options {key}: ")
 
 
@@ -155,6 +162,7 @@ def test_a_key_that_nothing_reads(key: str, message: str) -> None:
         "model.backbone.init_cfg.checkpoint",
         "model.train_cfg.augments",
         "optim_wrapper.clip_grad.max_norm",
+        "optim_wrapper.loss_scale",
         "optim_wrapper.paramwise_cfg.norm_decay_mult",
         "optim_wrapper.optimizer.dampening",
         "train_cfg.val_begin",
@@ -169,21 +177,38 @@ def test_a_key_that_nothing_reads(key: str, message: str) -> None:
 )
 def test_a_new_key_that_is_read(key: str) -> None:
     pytest.importorskip("mmpretrain")
-    check_option_keys(Config.fromfile(IMAGENET), {key: None})
+    read_config(IMAGENET, {key: None})
 
 
 def test_a_new_key_is_one_of_the_class_that_another_option_chooses() -> None:
     pytest.importorskip("mmpretrain")
-    config = Config.fromfile(IMAGENET)
     chosen = {"model.backbone.type": "mmpretrain.ResNet"}
-    check_option_keys(config, {**chosen, "model.backbone.deep_stem": True})
+    read_config(IMAGENET, {**chosen, "model.backbone.deep_stem": True})
     with pytest.raises(UserError, match="takes no 'stem_kernel_size'"):
-        check_option_keys(config, {**chosen, "model.backbone.stem_kernel_size": 3})
+        read_config(IMAGENET, {**chosen, "model.backbone.stem_kernel_size": 3})
+
+
+def test_another_class_has_to_take_what_the_file_leaves_it_or_starts_afresh(tmp_path: Path) -> None:
+    pytest.importorskip("mmpretrain")
+    path = tmp_path / "resnext.py"
+    path.write_text(
+        "default_scope = 'mmpretrain'\n"
+        "model = dict(type='ImageClassifier', backbone=dict(type='ResNeXt', depth=101, groups=32))"
+    )
+    chosen = {"model.backbone.type": "RedNet"}
+    with pytest.raises(
+        UserError, match=r"RedNet takes no 'groups', .* model\.backbone\._delete_=T"
+    ):
+        read_config(str(path), chosen)
+    afresh = {"model.backbone._delete_": True, **chosen}
+    config, _ = read_config(str(path), {**afresh, "model.backbone.depth": 50})
+    assert config.model.backbone == dict(type="RedNet", depth=50)
+    with pytest.raises(UserError, match="takes no 'depht'; did you mean depth"):
+        read_config(str(path), {**afresh, "model.backbone.depht": 50})
 
 
 def test_another_runner_reads_fields_of_its_own() -> None:
-    config = Config.fromfile(IMAGENET)
-    check_option_keys(config, {"runner_type": "FlexibleRunner", "strategy.type": "DDPStrategy"})
+    read_config(IMAGENET, {"runner_type": "FlexibleRunner", "strategy.type": "DDPStrategy"})
 
 
 def test_custom_imports_of_the_options_are_imported(
