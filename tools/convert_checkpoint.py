@@ -15,7 +15,8 @@ import torch
 
 from rednet.engine.command_line import OptionsAction, check_output, run
 from rednet.engine.config_options import read_config
-from rednet.engine.published_checkpoint import convert, read_state_dict
+from rednet.engine.published_checkpoint import convert
+from rednet.engine.safe_checkpoint import read_state_dict
 from rednet.errors import UserError
 from rednet.version import __version__
 

@@ -19,7 +19,7 @@ from mmengine.config import Config
 from torch import nn
 
 from rednet.engine.command_line import (
-    check_file,
+    check_checkpoint,
     check_output,
     config_parser,
     image_size,
@@ -78,7 +78,7 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
 
 def _build(args: argparse.Namespace) -> nn.Module:
     if args.checkpoint is not None:
-        check_file(args.checkpoint, "the checkpoint")
+        check_checkpoint(args.checkpoint, "the checkpoint")
     require_weights_only()
     config, _ = read_config(args.config, args.cfg_options)
     _check_kind(config)

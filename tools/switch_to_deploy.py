@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from rednet import switch_to_deploy
 from rednet.engine.command_line import (
-    check_file,
+    check_checkpoint,
     check_output,
     config_parser,
     image_size,
@@ -35,7 +35,7 @@ from rednet.engine.safe_checkpoint import require_weights_only
 def main(arguments: Sequence[str] | None = None) -> None:
     """Fuses what the arguments name."""
     args = _parse(arguments)
-    check_file(args.checkpoint, "the checkpoint")
+    check_checkpoint(args.checkpoint, "the checkpoint")
     for suffix in (".pth", ".py"):
         check_output(args.out_prefix + suffix, "the output")
     require_weights_only()

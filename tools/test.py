@@ -6,15 +6,18 @@ import argparse
 import sys
 from collections.abc import Sequence
 from copy import deepcopy
+from pathlib import Path
 
 import mmengine
 from mmengine.config import Config, ConfigDict
+from mmengine.dist import is_main_process
 from mmengine.registry import METRICS
 
+from rednet.engine.benchmark import positive
 from rednet.engine.command_line import (
     add_runner_arguments,
     build_runner,
-    check_file,
+    check_checkpoint,
     check_output,
     config_parser,
     run,
@@ -22,7 +25,7 @@ from rednet.engine.command_line import (
 )
 from rednet.engine.config_options import read_config
 from rednet.engine.launch import set_up_cpu_processes
-from rednet.engine.preflight import check_config
+from rednet.engine.preflight import check_config, fields
 from rednet.errors import UserError
 
 FLIP_META = ("flip", "flip_direction")
@@ -43,7 +46,7 @@ SUFFIXES = {"pred": (".pkl", ".pickle"), "metrics": (".json", ".pkl", ".pickle")
 def main(arguments: Sequence[str] | None = None) -> None:
     """Evaluates as the arguments say."""
     args = _parse(arguments)
-    check_file(args.checkpoint, "the checkpoint")
+    check_checkpoint(args.checkpoint, "the checkpoint")
     item = _check_out(args.out, args.out_item)
     config, notes = read_config(args.config, args.cfg_options)
     set_up_run(config, args)
@@ -61,7 +64,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         dump = dict(type=DUMPS.get(config.get("default_scope"), "DumpResults"))
         runner.test_evaluator.metrics.append(METRICS.build({**dump, "out_file_path": args.out}))
     metrics = runner.test()
-    if item == "metrics":
+    if item == "metrics" and is_main_process():
         mmengine.dump(metrics, args.out)
 
 
@@ -74,10 +77,15 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         choices=["pred", "metrics"],
         help="what --out saves, where its suffix should not decide",
     )
-    parser.add_argument("--show-dir", help="folder for pictures of the predictions")
+    parser.add_argument(
+        "--show-dir",
+        help="folder for pictures of the predictions, of several processes the first one's",
+    )
     parser.add_argument("--show", action="store_true", help="show the predictions in a window")
     parser.add_argument("--wait-time", type=float, default=2, help="seconds that --show shows each")
-    parser.add_argument("--interval", type=int, default=1, help="draw every so many images")
+    parser.add_argument(
+        "--interval", type=positive, default=1, help="draw every so many images (mmpretrain)"
+    )
     parser.add_argument(
         "--tta", action="store_true", help="average over flips, or the config's views"
     )
@@ -101,12 +109,16 @@ def _check_out(path: str | None, item: str | None) -> str | None:
 
 
 def _draw_predictions(config: Config, args: argparse.Namespace) -> None:
+    folder = None
     if args.show_dir:
         check_output(args.show_dir, "--show-dir", folder=True)
+        folder = str(Path(args.show_dir).absolute())  # mmdet's would lie in the work directory
     if args.tta and config.get("default_scope") == "mmpretrain":
         raise UserError(
             "mmpretrain draws no pictures of several views: leave out --tta or --show-dir"
         )
+    if args.interval != 1 and config.get("default_scope") == "mmdet":
+        raise UserError(f"--interval {args.interval}: mmdet draws every image, leave it out")
     hook = config.get("default_hooks", {}).get("visualization")
     if hook is None:
         raise UserError(
@@ -115,9 +127,9 @@ def _draw_predictions(config: Config, args: argparse.Namespace) -> None:
         )
     hook.update(show=args.show, wait_time=args.wait_time, interval=args.interval)
     if config.get("default_scope") == "mmdet":
-        hook.update(draw=True, test_out_dir=args.show_dir)
+        hook.update(draw=True, test_out_dir=folder)
     else:
-        hook.update(enable=True, out_dir=args.show_dir)
+        hook.update(enable=True, out_dir=folder)
 
 
 def _use_tta(config: Config) -> None:
@@ -125,6 +137,13 @@ def _use_tta(config: Config) -> None:
     merge = config.get("tta_model") or TTA_MODELS.get(scope)
     if merge is None:
         raise UserError(f"--tta needs tta_model in a config of scope {scope}")
+    masks = [
+        key for key, head in fields(config.model, "model") if key.endswith(".mask_head") and head
+    ]
+    if "DetTTAModel" in str(merge["type"]) and masks:
+        raise UserError(
+            f"--tta: mmdet merges boxes and no masks, and there is {masks[0]}: leave it out"
+        )
     dataset = config.test_dataloader.dataset
     while "dataset" in dataset:
         dataset = dataset.dataset

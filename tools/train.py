@@ -13,7 +13,7 @@ from mmengine.runner import Runner, find_latest_checkpoint
 from rednet.engine.command_line import (
     add_runner_arguments,
     build_runner,
-    check_file,
+    check_checkpoint,
     config_parser,
     run,
     set_up_run,
@@ -103,14 +103,14 @@ def _compare_batch_size(runner: Runner) -> None:
 def _resume(config: Config, checkpoint: str) -> list[str]:
     config.resume = True
     if checkpoint != "auto":
-        check_file(checkpoint, "the checkpoint of --resume")
+        check_checkpoint(checkpoint, "the checkpoint of --resume")
         config.load_from = checkpoint
         return []
     config.load_from = None
     latest = find_latest_checkpoint(config.work_dir)
     if latest is None:
         return [f"--resume: no checkpoint in {config.work_dir}, training starts from scratch"]
-    check_file(latest, f"the last checkpoint of {config.work_dir},")
+    check_checkpoint(latest, f"the last checkpoint of {config.work_dir},")
     return []
 
 

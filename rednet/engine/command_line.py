@@ -17,7 +17,7 @@ from mmengine.registry import RUNNERS
 from mmengine.runner import Runner
 
 from rednet.engine.config_options import LOADERS
-from rednet.engine.safe_checkpoint import require_weights_only
+from rednet.engine.safe_checkpoint import can_name_types, read_state_dict, require_weights_only
 from rednet.errors import UserError
 
 USER_ERROR = 2
@@ -162,6 +162,23 @@ def check_file(path: str, what: str) -> None:
     """
     if "://" not in path and not Path(path).expanduser().is_file():
         raise UserError(f"{what} {path} is not a file")
+
+
+def check_checkpoint(path: str, what: str) -> None:
+    """Checks that a local file is a checkpoint, by reading it; a remote one is left to mmengine.
+
+    With a torch that cannot read all of mmengine's with ``weights_only``, that it exists.
+
+    Raises:
+        UserError: If it is none.
+    """
+    check_file(path, what)
+    if "://" in path or not can_name_types():
+        return
+    try:
+        read_state_dict(Path(path).expanduser())
+    except UserError as error:
+        raise UserError(f"{what} {error}") from error
 
 
 def check_output(path: str | Path, what: str, *, folder: bool = False) -> None:

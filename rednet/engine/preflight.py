@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import importlib.util
 import os
-from collections.abc import Iterator, Mapping, Sequence
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,15 +13,18 @@ from mmengine.config import Config
 from mmengine.dataset import BaseDataset
 from mmengine.registry import DATASETS
 
+from rednet.engine.command_line import check_checkpoint
 from rednet.engine.config_options import dataset_configs
 from rednet.errors import MissingDependencyError, UserError, first_names
 
 DEMO = "configs/demo/rednet26_digits.py"
 _NAMES_SHOWN = 5
+# mmengine takes one init_cfg or a list of them.
+_PRETRAINED = re.compile(r"\.init_cfg(\.\d+)?\.checkpoint$")
 
 
 def check_config(config: Config, loaders: Sequence[str]) -> list[str]:
-    """Checks the libraries, data and classes that a config asks for.
+    """Checks the libraries, data, classes and checkpoints that a config asks for.
 
     Args:
         config: The config; top-k accuracies of more classes than the model has are taken out of it.
@@ -42,6 +46,8 @@ def check_config(config: Config, loaders: Sequence[str]) -> list[str]:
             _check_paths(loader, lazy)
             if _has_class_folders(lazy, scope):
                 folders[loader] = _class_folders(loader, lazy)
+    if "train_dataloader" in loaders:
+        _check_checkpoints(config)
     notes = check_classes(folders, _head_classes(config))
     return notes + _limit_topk(config)
 
@@ -101,6 +107,30 @@ def _no_data(loader: str, dataset: BaseDataset, problem: str) -> str:
         f"{problem}, where {loader} looks for its data.{layout} Give another folder with "
         f"--cfg-options train_dataloader.dataset.data_root=FOLDER, or {advice}"
     )
+
+
+def _check_checkpoints(config: Config) -> None:
+    """Checks those that a training starts from."""
+    model = fields(config.get("model"), "model")
+    named = {key: path for key, path in model if _PRETRAINED.search(key)}
+    for key, path in {"load_from": config.get("load_from"), **named}.items():
+        if path:
+            check_checkpoint(path, key)
+
+
+def fields(node: Any, key: str) -> Iterator[tuple[str, Any]]:
+    """Every field below a node of a config, by its dotted key, those inside of it after it.
+
+    Args:
+        node: A dict or list; nothing else has fields.
+        key: The node's own key.
+    """
+    parts: Iterable = node.items() if isinstance(node, Mapping) else ()
+    if isinstance(node, (list, tuple)):
+        parts = enumerate(node)
+    for name, value in parts:
+        yield f"{key}.{name}", value
+        yield from fields(value, f"{key}.{name}")
 
 
 # ---- classes

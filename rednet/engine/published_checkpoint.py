@@ -7,10 +7,8 @@ it was put in directly, and here it is the ConvModule's convolution, so that a n
 
 from __future__ import annotations
 
-import pickle
 import re
 from collections.abc import Iterable, Iterator, Mapping
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
@@ -18,7 +16,7 @@ from mmengine.config import Config
 from torch import Tensor
 
 from rednet.engine.config_model import build_model
-from rednet.errors import ArgumentError, UserError
+from rednet.errors import ArgumentError
 from rednet.layers.involution import generated_kernel_size
 
 GROUP_CHANNELS = 16
@@ -81,33 +79,6 @@ class Conversion(NamedTuple):
         )
 
 
-def read_state_dict(path: str | Path) -> dict[str, Tensor]:
-    """Reads the weights of a checkpoint, and nothing that could run code.
-
-    Args:
-        path: A file with a state_dict, or with one under ``state_dict`` beside other things.
-
-    Returns:
-        The state_dict.
-
-    Raises:
-        UserError: If there is no such file, it needs more than ``weights_only`` or it holds no
-            state_dict.
-    """
-    if not Path(path).is_file():
-        raise UserError(f"there is no checkpoint {path}")
-    try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, EOFError, RuntimeError) as error:
-        raise UserError(f"{path} cannot be read with weights_only: {error}") from error
-    state_dict = content.get("state_dict", content) if isinstance(content, dict) else None
-    if not isinstance(state_dict, dict) or not any(
-        isinstance(value, Tensor) for value in state_dict.values()
-    ):
-        raise UserError(f"{path} holds no state_dict, neither at the top nor under 'state_dict'")
-    return dict(state_dict)
-
-
 def convert(state_dict: Mapping[str, Any], config: Config | None = None) -> Conversion:
     """Gives the entries of a published checkpoint the names that they have here.
 
@@ -158,17 +129,27 @@ def _read_kernel_sizes(result: Conversion) -> None:
     """Reads every involution's kernel size; one whose tensors give none is refused."""
     for name in list(result.state_dict):
         match = GENERATOR.match(name)
-        reduction = result.state_dict.get(f"{match[1]}.conv1.conv.weight") if match else None
-        if match is None or reduction is None:
+        reduction = f"{match[1]}.conv1.conv.weight" if match else None
+        if match is None or reduction not in result.state_dict:
             continue
-        groups = reduction.shape[1] // GROUP_CHANNELS
         try:
-            size = generated_kernel_size(name, result.state_dict[name], groups)
+            size = _kernel_size(result.state_dict, name, reduction)
         except ArgumentError as error:
             names = [each for each in result.state_dict if each.startswith(f"{match[1]}.")]
             _refuse(result, names, str(error))
         else:
             result.kernel_sizes[match[1]] = size
+
+
+def _kernel_size(state_dict: Mapping[str, Tensor], generator: str, reduction: str) -> int:
+    """Kernel size of an involution, off the weights of its two convolutions."""
+    for name in (reduction, generator):
+        if state_dict[name].dim() != 4:
+            raise ArgumentError(
+                f"{name} must have 4 dimensions, got shape {tuple(state_dict[name].shape)}"
+            )
+    groups = state_dict[reduction].shape[1] // GROUP_CHANNELS
+    return generated_kernel_size(generator, state_dict[generator], groups)
 
 
 def _refuse(result: Conversion, names: Iterable[str], reason: str) -> None:

@@ -1,6 +1,6 @@
-"""Checkpoints that mmengine wrote, read with ``weights_only``.
+"""Checkpoints, read with ``weights_only``, those that mmengine wrote too.
 
-Besides tensors and plain containers, such a file holds the curves of the training log: mmengine's
+Besides tensors and plain containers, mmengine's hold the curves of the training log: its
 ``HistoryBuffer`` around NumPy arrays, and NumPy scalars that were computed from them. torch >= 2.6
 loads with ``weights_only=True`` and refuses those types until they are named. Importing this module
 names exactly them. None of them can run code: a ``HistoryBuffer`` is an object with two arrays, and
@@ -15,29 +15,81 @@ unpickles a checkpoint in full: open only files that you trust.
 from __future__ import annotations
 
 import os
+import re
+import warnings
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any
 
 import numpy as np
 import torch
 from mmengine.logging import HistoryBuffer
+from torch import Tensor
+
+from rednet.errors import UserError
 
 # int32 is what Windows calls an int in NumPy 1.
 _DTYPES = ("float64", "float32", "int64", "int32")
 _STATISTICS = ("min", "max", "mean", "current")
 # NumPy 2 renamed the module; a file may come from either.
 _NUMPY_MODULES = ("numpy.core.multiarray", "numpy._core.multiarray")
+# How torch names a type that it refuses.
+_REFUSED_TYPE = re.compile(r"GLOBAL ([\w.]+)")
 
 
 def require_weights_only() -> None:
     """Makes this process read checkpoints with ``weights_only``, where this torch can."""
-    if _can_name_types():
+    if can_name_types():
         os.environ.setdefault("TORCH_FORCE_WEIGHTS_ONLY_LOAD", "1")
 
 
-def _can_name_types() -> bool:
+def can_name_types() -> bool:
+    """Whether this torch can read mmengine's checkpoints with ``weights_only``."""
     return hasattr(torch.serialization, "add_safe_globals")  # torch >= 2.4
+
+
+def read_state_dict(path: str | Path) -> dict[str, Tensor]:
+    """Reads the weights of a checkpoint, and nothing that could run code.
+
+    Args:
+        path: A file with a state_dict, or with one under ``state_dict`` beside other things.
+
+    Returns:
+        The state_dict.
+
+    Raises:
+        UserError: If there is no such file, it needs more than ``weights_only`` or it holds no
+            state_dict.
+    """
+    if not Path(path).is_file():
+        raise UserError(f"there is no checkpoint {path}")
+    content = _read(path)
+    state_dict = content.get("state_dict", content) if isinstance(content, dict) else None
+    if not isinstance(state_dict, dict) or not any(
+        isinstance(value, Tensor) for value in state_dict.values()
+    ):
+        raise UserError(f"{path} holds no state_dict, neither at the top nor under 'state_dict'")
+    unnamed = next((name for name in state_dict if not isinstance(name, str)), None)
+    if unnamed is not None:
+        raise UserError(f"{path} holds no state_dict: names must be text, got {unnamed!r}")
+    return dict(state_dict)
+
+
+def _read(path: str | Path) -> Any:
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of a pickle that is no checkpoint torch warns first
+            return torch.load(path, map_location="cpu", weights_only=True)
+    except PermissionError as error:
+        raise UserError(f"{path} cannot be read: {error.strerror}") from error
+    except Exception as error:  # of a file that is no checkpoint torch raises nearly everything
+        refused = _REFUSED_TYPE.search(str(error))
+        if refused:
+            problem = f"holds {refused[1]}, which weights_only does not allow: it could run code"
+        else:
+            problem = "is no checkpoint that weights_only can read, or it is damaged"
+        raise UserError(f"{path} {problem}") from error
 
 
 def _types_in_a_log() -> Iterator[Any]:
@@ -71,5 +123,5 @@ def _under_the_name(module: str, name: str, function: Callable) -> Callable:
     return alias
 
 
-if _can_name_types():
+if can_name_types():
     torch.serialization.add_safe_globals(list(_types_in_a_log()))

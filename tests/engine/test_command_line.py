@@ -4,8 +4,16 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
+import torch
 
-from rednet.engine.command_line import check_file, check_output, config_parser, image_size, run
+from rednet.engine.command_line import (
+    check_checkpoint,
+    check_file,
+    check_output,
+    config_parser,
+    image_size,
+    run,
+)
 from rednet.errors import ArgumentError, ImageError, UserError
 
 
@@ -71,6 +79,16 @@ def test_a_remote_file_is_not_looked_for() -> None:
     check_file("https://example.org/model.pth", "the checkpoint")
     with pytest.raises(UserError, match="the checkpoint model.pth is not a file"):
         check_file("model.pth", "the checkpoint")
+
+
+def test_a_checkpoint_is_read(tmp_path: Path) -> None:
+    check_checkpoint("https://example.org/model.pth", "load_from")
+    good, bad = tmp_path / "good.pth", tmp_path / "bad.pth"
+    torch.save(dict(weight=torch.zeros(1)), good)
+    check_checkpoint(str(good), "load_from")
+    bad.write_text("hello")
+    with pytest.raises(UserError, match=f"^load_from {bad} is no checkpoint"):
+        check_checkpoint(str(bad), "load_from")
 
 
 def test_a_file_that_can_be_written_gets_its_folder(tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ import pytest
 from mmengine.config import Config
 
 from rednet.engine.config_options import read_config
-from rednet.engine.preflight import check_classes, check_config, check_scope
+from rednet.engine.preflight import check_classes, check_config, check_scope, fields
 from rednet.errors import MissingDependencyError, UserError
 from tests.image_folder import CLASSES, write_image_folder
 
@@ -88,6 +88,34 @@ def test_data_that_need_no_files() -> None:
     pytest.importorskip("mmpretrain")
     config = Config.fromfile(ROOT / "configs/demo/rednet26_digits.py")
     assert check_config(config, LOADERS) == []
+
+
+@pytest.mark.parametrize(
+    "key", ["load_from", "model.backbone.init_cfg.checkpoint", "model.neck.0.init_cfg.1.checkpoint"]
+)
+def test_a_checkpoint_to_start_from(key: str, tmp_path: Path) -> None:
+    pretrained = dict(type="Pretrained", checkpoint=None)
+    backbone, neck = dict(init_cfg=dict(pretrained)), [dict(init_cfg=[{}, dict(pretrained)])]
+    config = Config(dict(model=dict(backbone=backbone, neck=neck), train_dataloader={}))
+    assert check_config(config, ["train_dataloader"]) == []
+    config.merge_from_dict({key: "https://example.org/model.pth"})
+    assert check_config(config, ["train_dataloader"]) == []
+    missing = str(tmp_path / "none.pth")
+    config.merge_from_dict({key: missing})
+    with pytest.raises(UserError) as caught:
+        check_config(config, ["train_dataloader"])
+    assert str(caught.value) == f"{key} {missing} is not a file"
+    assert check_config(config, ["test_dataloader"]) == []  # nothing starts from it there
+
+
+def test_fields_of_dicts_and_lists() -> None:
+    node = dict(a=[dict(b=1)], c="d")
+    assert list(fields(node, "m")) == [
+        ("m.a", [dict(b=1)]),
+        ("m.a.0", dict(b=1)),
+        ("m.a.0.b", 1),
+        ("m.c", "d"),
+    ]
 
 
 # ---- libraries

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import argparse
 import os
 import pickle
 import zipfile
@@ -10,7 +11,8 @@ import pytest
 import torch
 from mmengine.logging import HistoryBuffer
 
-from rednet.engine.safe_checkpoint import require_weights_only
+from rednet.engine.safe_checkpoint import read_state_dict, require_weights_only
+from rednet.errors import UserError
 
 pytestmark = pytest.mark.skipif(
     not hasattr(torch.serialization, "add_safe_globals"), reason="torch < 2.4 cannot name types"
@@ -75,3 +77,64 @@ def test_weights_only_is_required_of_every_torch_that_can(monkeypatch: pytest.Mo
     monkeypatch.setattr(os, "environ", {})
     require_weights_only()
     assert os.environ == {"TORCH_FORCE_WEIGHTS_ONLY_LOAD": "1"}
+
+
+# ---- files that are given as checkpoints
+
+
+def saved(content: object, path: Path) -> bytes:
+    torch.save(content, path)
+    return path.read_bytes()
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"",
+        b"hello world\n",
+        b"<html><head></head></html>",
+        b"\xff\xd8\xff\xe0\x00\x10JFIF",
+        b"version https://git-lfs.github.com/spec/v1\n",
+        pickle.dumps(dict(weight=1)),
+    ],
+    ids=["nothing", "text", "HTML", "JPEG", "a pointer of Git LFS", "another pickle"],
+)
+def test_a_file_that_is_no_checkpoint(tmp_path: Path, content: bytes) -> None:
+    path = tmp_path / "none.pth"
+    path.write_bytes(content)
+    with pytest.raises(UserError) as caught:
+        read_state_dict(path)
+    problem = "is no checkpoint that weights_only can read, or it is damaged"
+    assert str(caught.value) == f"{path} {problem}"
+
+
+@pytest.mark.parametrize("lost", [3, 400])
+def test_a_truncated_checkpoint(tmp_path: Path, lost: int) -> None:
+    path = tmp_path / "short.pth"
+    path.write_bytes(saved(dict(weight=torch.zeros(200)), path)[:-lost])
+    with pytest.raises(UserError, match="short.pth is no checkpoint .* or it is damaged$"):
+        read_state_dict(path)
+
+
+def test_a_checkpoint_that_could_run_code_is_not_read(tmp_path: Path) -> None:
+    path = tmp_path / "code.pth"
+    torch.save(dict(state_dict=dict(weight=torch.zeros(1)), meta=argparse.Namespace()), path)
+    with pytest.raises(UserError) as caught:
+        read_state_dict(path)
+    problem = "holds argparse.Namespace, which weights_only does not allow: it could run code"
+    assert str(caught.value) == f"{path} {problem}"
+
+
+@pytest.mark.parametrize(
+    "content", [dict(state_dict={}), [torch.zeros(1)], dict(epoch=3), {3: torch.zeros(1)}]
+)
+def test_a_checkpoint_without_weights(tmp_path: Path, content: object) -> None:
+    path = tmp_path / "none.pth"
+    torch.save(content, path)
+    with pytest.raises(UserError, match="none.pth holds no state_dict[,:]"):
+        read_state_dict(path)
+
+
+def test_a_checkpoint_that_is_not_there(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="no checkpoint .*none.pth"):
+        read_state_dict(tmp_path / "none.pth")

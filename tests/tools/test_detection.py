@@ -91,14 +91,16 @@ def test_evaluation_gives_box_and_mask_ap_of_each_class(
 
 
 def test_predictions_are_saved_and_drawn(
-    config: str, data: Path, trained: Path, tmp_path: Path
+    config: str, data: Path, trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     file = tmp_path / "predictions.pkl"
-    folder = evaluate(config, data, trained, "--out", str(file), "--show-dir", "pictures")
+    folder = tmp_path / "pictures"
+    monkeypatch.chdir(tmp_path)
+    evaluate(config, data, trained, "--out", str(file), "--show-dir", "pictures")
     predictions = mmengine.load(file)
     assert len(predictions) == 3
     assert {"bboxes", "scores", "labels", "masks"} <= predictions[0]["pred_instances"].keys()
-    pictures = list(folder.rglob("pictures/*"))
+    pictures = list(folder.iterdir())
     assert len(pictures) == 3
     assert cv2.imread(str(pictures[0])) is not None
 
@@ -109,6 +111,13 @@ def test_test_time_augmentation(data: Path, trained: Path, tmp_path: Path) -> No
     boxes = str(ROOT / "configs/demo/faster-rcnn_rednet26_digits.py")
     evaluate(boxes, data, trained, "--tta", "--out", str(metrics))
     assert "coco/bbox_mAP" in mmengine.load(metrics)
+
+
+def test_what_mmdet_cannot_do_is_refused(config: str, data: Path, trained: Path) -> None:
+    with pytest.raises(UserError, match="--tta: .* no masks, and there is model.roi_head.mask_"):
+        evaluate(config, data, trained, "--tta")
+    with pytest.raises(UserError, match="--interval 2: mmdet draws every image"):
+        evaluate(config, data, trained, "--show-dir", "pictures", "--interval", "2")
 
 
 def test_a_detector_that_freezes_random_weights_is_refused(

@@ -205,6 +205,16 @@ def test_an_output_of_an_unknown_kind(capsys: pytest.CaptureFixture[str], traine
     assert "--out FILE" in error_of(capsys, [*command, "--out-item", "pred"], evaluate.main)
 
 
+def test_of_several_processes_one_writes_the_metrics(
+    trained: Path, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(evaluate, "is_main_process", lambda: False)
+    metrics, work_dir = tmp_path / "metrics.json", ["--work-dir", str(tmp_path)]
+    command = [str(CONFIG), str(trained / "epoch_1.pth"), *work_dir, "--out", str(metrics)]
+    assert run(evaluate.main, [*command, *options(**data(folder))]) == 0
+    assert not metrics.exists()
+
+
 def test_results_that_cannot_be_written(
     capsys: pytest.CaptureFixture[str], trained: Path, folder: Path, tmp_path: Path
 ) -> None:
