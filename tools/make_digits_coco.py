@@ -31,7 +31,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("folder", nargs="?", default="data/digits_coco", help="(%(default)s)")
+    parser.add_argument(
+        "folder", nargs="?", default="data/digits_coco", help="folder to write (%(default)s)"
+    )
     parser.add_argument("--train", type=int, default=1200, help="training images (%(default)s)")
     parser.add_argument("--val", type=int, default=200, help="validation images (%(default)s)")
     parser.add_argument(
@@ -40,10 +42,17 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         nargs=2,
         default=(128, 128),
         metavar=("WIDTH", "HEIGHT"),
-        help="size of the images in pixels (128 128)",
+        help="size of the images in pixels, 64 to 65500 each (128 128)",
     )
-    parser.add_argument("--seed", type=int, default=0, help="(%(default)s)")
-    parser.add_argument("--overwrite", action="store_true", help="replace what is there")
+    parser.add_argument(
+        "--seed",
+        type=int,
+        default=0,
+        help="of all that is drawn at random, at least 0 (%(default)s)",
+    )
+    parser.add_argument(
+        "--overwrite", action="store_true", help="replace the data set that is there"
+    )
     return parser.parse_args(arguments)
 
 

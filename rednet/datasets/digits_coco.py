@@ -21,7 +21,8 @@ from rednet.datasets.digits import Digits
 from rednet.errors import UserError
 
 CLASSES = Digits.METAINFO["classes"]
-MINIMUM_SIDE = 64
+# JPEG images end at 65500 pixels, by libjpeg's measure.
+SIDES = (64, 65500)
 MOST_DIGITS = 5
 # Sides of a digit's square, of a crowd's digits and of a crowd, in image sides (the shorter).
 DIGIT_SIDES = (0.2, 0.45)
@@ -75,28 +76,47 @@ def write_digits_coco(
     Args:
         folder: Where to write.
         images: Number of images by split, ``'train'`` or ``'val'``.
-        size: Height and width of the images in pixels, at least 64 each.
-        seed: Seed of all that is drawn at random.
-        overwrite: Whether annotations that are there may be replaced.
+        size: Height and width of the images in pixels, 64 to 65500 each.
+        seed: Seed of all that is drawn at random, at least 0.
+        overwrite: Whether a data set that is there may be replaced; its images go even where the
+            new one has fewer.
 
     Raises:
-        UserError: If an argument cannot be served or annotations are there already.
+        UserError: If an argument cannot be served, annotations are there already or a file cannot
+            be written.
     """
-    if min(size) < MINIMUM_SIDE:
-        raise UserError(f"images must have sides of at least {MINIMUM_SIDE} pixels, got {size}")
+    if min(size) < SIDES[0] or max(size) > SIDES[1]:
+        raise UserError(
+            f"images must be {SIDES[0]} to {SIDES[1]} pixels wide and high, got {size[1]} wide and "
+            f"{size[0]} high"
+        )
+    if seed < 0:
+        raise UserError(f"seed must be at least 0, got {seed}")
     for split, count in images.items():
         if count < 1:
             raise UserError(f"there must be at least 1 image for {split}, got {count}")
         path = annotation_file(folder, split)
         if path.exists() and not overwrite:
             raise UserError(f"{path} exists; give another folder or --overwrite")
-    for split, count in images.items():
-        _write_split(Path(folder), split, count, size, seed)
+    try:
+        for split, count in images.items():
+            _remove_split(Path(folder), split)
+            _write_split(Path(folder), split, count, size, seed)
+    except OSError as error:
+        raise UserError(f"cannot write below {folder}: {error.strerror or error}") from error
 
 
 def annotation_file(folder: str | Path, split: str) -> Path:
     """Where the annotations of a split are."""
     return Path(folder) / "annotations" / f"instances_{split}.json"
+
+
+def _remove_split(folder: Path, split: str) -> None:
+    """Removes the annotations and the numbered images; what else lies there stays."""
+    annotation_file(folder, split).unlink(missing_ok=True)
+    for path in (folder / split).glob("*.jpg"):
+        if path.stem.isdigit():
+            path.unlink()
 
 
 def _write_split(folder: Path, split: str, count: int, size: Size, seed: int) -> None:
@@ -107,14 +127,13 @@ def _write_split(folder: Path, split: str, count: int, size: Size, seed: int) ->
     drawn = track(scenes(split, count, size, seed), f"{split}:", total=count)
     for number, scene in enumerate(drawn, start=1):
         name = f"{number:06d}.jpg"
-        cv2.imwrite(
-            str(folder / split / name), scene.image, [cv2.IMWRITE_JPEG_QUALITY, JPEG_QUALITY]
-        )
+        _, content = cv2.imencode(".jpg", scene.image, [cv2.IMWRITE_JPEG_QUALITY, JPEG_QUALITY])
+        (folder / split / name).write_bytes(content.tobytes())
         images.append(dict(id=number, file_name=name, height=size[0], width=size[1]))
         for item in scene.items:
             identity = dict(id=len(annotations) + 1, image_id=number)
             annotations.append({**identity, **annotation(item)})
-    content = dict(
+    described = dict(
         info=dict(description=f"Digits on photographs, {split}, seed {seed}"),
         images=images,
         annotations=annotations,
@@ -123,7 +142,7 @@ def _write_split(folder: Path, split: str, count: int, size: Size, seed: int) ->
             for index, name in enumerate(CLASSES)
         ],
     )
-    annotation_file(folder, split).write_text(json.dumps(content))
+    annotation_file(folder, split).write_text(json.dumps(described))
 
 
 # ---- drawing

@@ -78,18 +78,36 @@ def test_another_seed_gives_other_images() -> None:
 
 
 def test_annotations_are_replaced_only_on_request(tmp_path: Path) -> None:
-    write_digits_coco(tmp_path, dict(val=1), SIZE)
+    write_digits_coco(tmp_path, dict(val=3), SIZE)
     with pytest.raises(UserError, match="instances_val.json exists"):
         write_digits_coco(tmp_path, dict(val=2), SIZE)
+    (tmp_path / "val" / "mine.jpg").touch()
     write_digits_coco(tmp_path, dict(val=2), SIZE, overwrite=True)
-    assert len(read(tmp_path, "val")["images"]) == 2
+    written = {each["file_name"] for each in read(tmp_path, "val")["images"]}
+    assert written | {"mine.jpg"} == {path.name for path in (tmp_path / "val").iterdir()}
+    assert len(written) == 2
 
 
-@pytest.mark.parametrize(("images", "size"), [(dict(train=0), SIZE), (dict(train=1), (63, 96))])
-def test_what_cannot_be_drawn_is_refused(tmp_path: Path, images: dict, size: tuple) -> None:
-    with pytest.raises(UserError, match="at least"):
-        write_digits_coco(tmp_path, images, size)
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (dict(images=dict(train=0)), "at least 1 image for train, got 0"),
+        (dict(size=(63, 96)), "64 to 65500 pixels wide and high, got 96 wide and 63 high"),
+        (dict(size=(64, 65501)), "got 65501 wide and 64 high"),
+        (dict(seed=-1), "seed must be at least 0, got -1"),
+    ],
+)
+def test_what_cannot_be_drawn_is_refused(tmp_path: Path, arguments: dict, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        write_digits_coco(tmp_path, **{"images": dict(train=1), "size": SIZE, **arguments})
     assert not list(tmp_path.iterdir())
+
+
+def test_an_image_that_cannot_be_written(tmp_path: Path) -> None:
+    (tmp_path / "train" / "000002.jpg" / "folder").mkdir(parents=True)
+    with pytest.raises(UserError, match=rf"cannot write below {tmp_path}: Is a directory"):
+        write_digits_coco(tmp_path, dict(train=2), SIZE)
+    assert not annotation_file(tmp_path, "train").exists()
 
 
 def test_polygons_and_run_lengths_give_the_mask_back() -> None:
