@@ -10,6 +10,14 @@ CHECKPOINT=${2:?usage: tools/dist_test.sh CONFIG CHECKPOINT PROCESSES [arguments
 PROCESSES=${3:?usage: tools/dist_test.sh CONFIG CHECKPOINT PROCESSES [arguments of tools/test.py]}
 ROOT=$(cd "$(dirname "$0")/.." && pwd)
 
+fail() {
+    echo "error: $1" >&2
+    exit 2
+}
+[[ -f $CONFIG ]] || fail "there is no config file $CONFIG"
+[[ -f $CHECKPOINT || $CHECKPOINT == *://* ]] || fail "the checkpoint $CHECKPOINT is not a file"
+[[ $PROCESSES =~ ^[1-9][0-9]*$ ]] || fail "PROCESSES must be a number of at least 1, got $PROCESSES"
+
 PYTHONPATH="$ROOT${PYTHONPATH:+:$PYTHONPATH}" exec "${PYTHON:-python}" -m torch.distributed.run \
     --nnodes="${NNODES:-1}" \
     --node_rank="${NODE_RANK:-0}" \

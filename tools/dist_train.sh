@@ -9,6 +9,13 @@ CONFIG=${1:?usage: tools/dist_train.sh CONFIG PROCESSES [arguments of tools/trai
 PROCESSES=${2:?usage: tools/dist_train.sh CONFIG PROCESSES [arguments of tools/train.py]}
 ROOT=$(cd "$(dirname "$0")/.." && pwd)
 
+fail() {
+    echo "error: $1" >&2
+    exit 2
+}
+[[ -f $CONFIG ]] || fail "there is no config file $CONFIG"
+[[ $PROCESSES =~ ^[1-9][0-9]*$ ]] || fail "PROCESSES must be a number of at least 1, got $PROCESSES"
+
 PYTHONPATH="$ROOT${PYTHONPATH:+:$PYTHONPATH}" exec "${PYTHON:-python}" -m torch.distributed.run \
     --nnodes="${NNODES:-1}" \
     --node_rank="${NODE_RANK:-0}" \

@@ -55,6 +55,23 @@ def test_two_processes_train_and_evaluate_on_the_cpu(tmp_path: Path) -> None:
     assert "accuracy/top1" in Path(metrics).read_text()
 
 
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["dist_train.sh", "none.py", "2"], "there is no config file none.py"),
+        (["dist_train.sh", CONFIG, "two"], "PROCESSES must be a number of at least 1, got two"),
+        (["dist_test.sh", "none.py", "a.pth", "2"], "there is no config file none.py"),
+        (["dist_test.sh", CONFIG, "a.pth", "2"], "the checkpoint a.pth is not a file"),
+        (["dist_test.sh", CONFIG, CONFIG, "0"], "PROCESSES must be a number of at least 1, got 0"),
+    ],
+)
+def test_a_wrong_argument_is_named_in_one_line(
+    arguments: list[str], message: str, tmp_path: Path
+) -> None:
+    done = call(tmp_path, *arguments)
+    assert (done.returncode, done.stderr) == (2, f"error: {message}\n")
+
+
 @pytest.mark.parametrize("script", ["dist_train.sh", "dist_test.sh", "slurm_train.sh"])
 def test_a_call_without_arguments_says_how_to_call(script: str, tmp_path: Path) -> None:
     done = call(tmp_path, script)

@@ -103,6 +103,16 @@ def test_it_resumes_and_is_evaluated(trained: Path, folder: Path, tmp_path: Path
     assert len(scores) == 6 and scores[0].shape == (3,)
 
 
+def test_of_several_processes_one_writes_the_metrics(
+    trained: Path, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(evaluate, "is_main_process", lambda: False)
+    metrics, work_dir = tmp_path / "metrics.json", ["--work-dir", str(tmp_path)]
+    command = [str(CONFIG), str(trained / "epoch_1.pth"), *work_dir, "--out", str(metrics)]
+    assert run(evaluate.main, [*command, *options(**data(folder))]) == 0
+    assert not metrics.exists()
+
+
 # ---- what can be given wrong
 
 
@@ -203,16 +213,6 @@ def test_an_output_of_an_unknown_kind(capsys: pytest.CaptureFixture[str], traine
     for wrong in (["results"], ["results.txt"], ["results.txt", "--out-item", "metrics"]):
         assert ".pkl" in error_of(capsys, [*command, "--out", *wrong], evaluate.main)
     assert "--out FILE" in error_of(capsys, [*command, "--out-item", "pred"], evaluate.main)
-
-
-def test_of_several_processes_one_writes_the_metrics(
-    trained: Path, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(evaluate, "is_main_process", lambda: False)
-    metrics, work_dir = tmp_path / "metrics.json", ["--work-dir", str(tmp_path)]
-    command = [str(CONFIG), str(trained / "epoch_1.pth"), *work_dir, "--out", str(metrics)]
-    assert run(evaluate.main, [*command, *options(**data(folder))]) == 0
-    assert not metrics.exists()
 
 
 def test_results_that_cannot_be_written(
