@@ -10,12 +10,13 @@ from mmengine.hooks import Hook
 from mmengine.model import is_model_wrapper
 from mmengine.runner import Runner
 from torch import nn
-from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.modules.batchnorm import _NormBase
 
 from rednet.errors import UserError, first_names
 from rednet.registry import HOOKS
 
 _NAMES_SHOWN = 3
+_NORMS = (_NormBase, nn.GroupNorm, nn.LayerNorm)
 
 
 @HOOKS.register_module()
@@ -25,7 +26,13 @@ class FrozenWeightsHook(Hook):
     A detector freezes its backbone's first stages and the statistics of its norms, which is right
     for a pretrained backbone and ruins one that starts from scratch: nothing would ever normalise
     its activations. The hook looks at the model after all weights are loaded, before the first
-    iteration: a batch norm that would stay in eval mode, though it never saw data, is an error.
+    iteration: a norm that would stay in eval mode and holds its initial state is an error; one
+    without running statistics only if its parameters are frozen.
+
+    Norms are what it goes by: frozen random weights pass where a stage has no norm, as in a VGG, or
+    where its norms were loaded and other parts were not. (The gates of a frozen ``CondConv2d`` or
+    ``DynamicConv2d`` that loaded a plain convolution are random and do no harm: the mixture of its
+    experts is that convolution.)
 
     Raises:
         UserError: With the names of such norms and the options that mend it.
@@ -43,7 +50,7 @@ class FrozenWeightsHook(Hook):
         backbone = _backbone_option(runner.cfg)
         raise UserError(
             f"the model freezes weights that nothing has trained: the norms {shown} stay in "
-            "eval mode and hold their initial statistics. Give the weights, with --cfg-options "
+            "eval mode and hold their initial values. Give the weights, with --cfg-options "
             f"{backbone}.init_cfg.type=Pretrained {backbone}.init_cfg.checkpoint=FILE "
             f"(a classifier's with {backbone}.init_cfg.prefix=backbone. too) or load_from=FILE, or "
             f"train from scratch, with --cfg-options {backbone}.frozen_stages=-1 "
@@ -60,28 +67,33 @@ def _backbone_option(config: Mapping[str, Any]) -> str:
 
 
 def untrained_frozen_norms(model: nn.Module) -> list[str]:
-    """Finds the batch norms that would keep their initial state through a training.
+    """Finds the norms that would keep their initial state through a training.
 
     Args:
         model: The model; it is put into training mode.
 
     Returns:
-        The names of the batch norms that are in eval mode then and hold a running mean of zeros, a
-        running variance of ones, one scale for all channels and no shift. (Statistics alone do not
-        tell: the weights of caffe's ResNets have theirs folded into scale and shift.)
+        The names of the norms that are in eval mode then and hold one scale for all channels and no
+        shift: batch norms with a running mean of zeros and a running variance of ones, and, without
+        running statistics, norms whose parameters are frozen. (Statistics alone do not tell: the
+        weights of caffe's ResNets have theirs folded into scale and shift.)
     """
     model.train()
     return [
         name
         for name, module in model.named_modules()
-        if isinstance(module, _BatchNorm) and not module.training and _is_initial(module)
+        if isinstance(module, _NORMS) and not module.training and _is_initial(module)
     ]
 
 
-def _is_initial(norm: _BatchNorm) -> bool:
-    if norm.running_mean is None or norm.running_var is None:
-        return False
-    constants = [(norm.running_mean, 0.0), (norm.running_var, 1.0)]
-    if norm.affine:
-        constants += [(norm.bias.data, 0.0), (norm.weight.data, norm.weight[0].item())]
+def _is_initial(norm: Any) -> bool:
+    constants = []
+    if getattr(norm, "running_mean", None) is not None:
+        constants += [(norm.running_mean, 0.0), (norm.running_var, 1.0)]
+    elif norm.weight is None or norm.weight.requires_grad:
+        return False  # there is nothing to train, or it is trained
+    if norm.weight is not None:
+        constants.append((norm.weight.data, norm.weight.flatten()[0].item()))
+    if norm.bias is not None:
+        constants.append((norm.bias.data, 0.0))
     return all(torch.all(tensor == value).item() for tensor, value in constants)

@@ -57,7 +57,22 @@ def test_statistics_folded_into_scale_and_shift_are_trained_weights() -> None:
     assert untrained_frozen_norms(norm) == []
 
 
-def test_norms_without_statistics_are_of_no_concern() -> None:
-    norm = nn.Sequential(nn.BatchNorm2d(3, track_running_stats=False), nn.GroupNorm(1, 3))
-    norm.train = lambda mode=True: norm
-    assert untrained_frozen_norms(norm.eval()) == []
+def test_norms_without_statistics_are_of_no_concern_unless_frozen() -> None:
+    norms = nn.Sequential(
+        nn.BatchNorm2d(3, track_running_stats=False),
+        nn.GroupNorm(1, 3),
+        nn.LayerNorm(3),
+        nn.InstanceNorm2d(3),
+    ).eval()
+    norms.train = lambda mode=True: norms  # frozen for good
+    assert untrained_frozen_norms(norms) == []
+    assert untrained_frozen_norms(norms.requires_grad_(False)) == ["0", "1", "2"]
+    nn.init.uniform_(norms[1].weight)
+    assert untrained_frozen_norms(norms) == ["0", "2"]
+
+
+def test_frozen_random_group_norms_are_refused() -> None:
+    norm_cfg = dict(type="GN", num_groups=2)
+    with pytest.raises(UserError, match=r"the norms stem\.0\.gn, "):
+        train(RedNet(**TINY, norm_cfg=norm_cfg, frozen_stages=1))
+    train(RedNet(**TINY, norm_cfg=norm_cfg, norm_eval=True))
