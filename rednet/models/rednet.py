@@ -10,7 +10,7 @@ import torch
 import torch.utils.checkpoint as checkpoint
 from mmcv.cnn import ConvModule, build_conv_layer, build_norm_layer
 from mmengine.logging import print_log
-from mmengine.model import BaseModule, constant_init
+from mmengine.model import BaseModule, PretrainedInit, constant_init
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
@@ -30,6 +30,9 @@ STAGE_BLOCKS = {
     152: (3, 8, 36, 3),
 }
 EXPANSION = 4
+# Involution2d's defaults.
+GROUP_CHANNELS = 16
+REDUCTION_RATIO = 4
 
 _FROM_SCRATCH = (
     "RedNet STARTS FROM SCRATCH: no checkpoint was given. Its weights are random, so no stage is "
@@ -217,21 +220,28 @@ class RedNet(BaseModule):
         *,
         kernel_size: int = 7,
     ) -> None:
-        self.from_scratch = _lacks_checkpoint(init_cfg)
+        given = [cfg for cfg in _as_list(init_cfg) if not _lacks_checkpoint(cfg)]
+        self.from_scratch = len(given) < len(_as_list(init_cfg))
         if self.from_scratch:
-            init_cfg, frozen_stages, norm_eval = None, -1, False
+            init_cfg, frozen_stages, norm_eval = given, -1, False
         super().__init__(init_cfg or _default_init_cfg())
         _check_depth(depth)
+        _check_multiple("in_channels", in_channels, 1)
+        _check_multiple("stem_channels", stem_channels, 2 * GROUP_CHANNELS)
+        _check_multiple("base_channels", base_channels, GROUP_CHANNELS)
         _check_stages(num_stages, strides, dilations, out_indices, frozen_stages)
         _check_kernel_size("kernel_size", kernel_size)
         _check_kernel_size("stem_kernel_size", stem_kernel_size)
         if style not in ("pytorch", "caffe"):
             raise ArgumentError(f"style must be 'pytorch' or 'caffe', got {style!r}")
+        _check_layer_cfg("conv_cfg", conv_cfg)
+        _check_layer_cfg("norm_cfg", norm_cfg)
         self.out_indices = tuple(out_indices)
         self.frozen_stages = frozen_stages
         self.norm_eval = norm_eval
         self.zero_init_residual = zero_init_residual
         norm_cfg = norm_cfg or dict(type="BN")
+        _check_norm(norm_cfg, min(stem_channels // 2, base_channels) // REDUCTION_RATIO)
         self.stem = _stem(in_channels, stem_channels, stem_kernel_size, conv_cfg, norm_cfg)
         self.maxpool = nn.MaxPool2d(kernel_size=3, stride=2, padding=1)
         block_cfg = dict(
@@ -254,8 +264,8 @@ class RedNet(BaseModule):
         if self.from_scratch:
             print_log(_FROM_SCRATCH, logger="current", level=logging.WARNING)
         super().init_weights()
-        pretrained = isinstance(self.init_cfg, dict) and self.init_cfg["type"] == "Pretrained"
-        if self.zero_init_residual and not pretrained:
+        pretrained = map(_is_pretrained, _as_list(self.init_cfg))
+        if self.zero_init_residual and not any(pretrained):
             for module in self.modules():
                 if isinstance(module, Bottleneck):
                     constant_init(module.norm3, 0)
@@ -347,12 +357,16 @@ def _stage(
     return nn.Sequential(first, *rest)
 
 
-def _lacks_checkpoint(init_cfg: dict | list[dict] | None) -> bool:
-    return (
-        isinstance(init_cfg, dict)
-        and init_cfg.get("type") == "Pretrained"
-        and init_cfg.get("checkpoint") is None
-    )
+def _as_list(init_cfg: Any) -> list:
+    return init_cfg if isinstance(init_cfg, list) else [init_cfg]
+
+
+def _is_pretrained(cfg: Any) -> bool:
+    return isinstance(cfg, dict) and cfg.get("type") in ("Pretrained", PretrainedInit)
+
+
+def _lacks_checkpoint(cfg: Any) -> bool:
+    return _is_pretrained(cfg) and cfg.get("checkpoint") is None
 
 
 def _default_init_cfg() -> list[dict]:
@@ -363,8 +377,43 @@ def _default_init_cfg() -> list[dict]:
 
 
 def _check_depth(depth: int) -> None:
-    if depth not in STAGE_BLOCKS:
+    if depth not in tuple(STAGE_BLOCKS):
         raise ArgumentError(f"depth must be one of {tuple(STAGE_BLOCKS)}, got {depth!r}")
+
+
+def _check_multiple(name: str, channels: int, factor: int) -> None:
+    if not _is_positive_int(channels) or channels % factor:
+        what = f"multiple of {factor}" if factor > 1 else "int"
+        raise ArgumentError(f"{name} must be a positive {what}, got {channels!r}")
+
+
+def _is_positive_int(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value > 0
+
+
+def _are_positive_ints(values: Any) -> bool:
+    return isinstance(values, Sequence) and all(map(_is_positive_int, values))
+
+
+def _check_layer_cfg(name: str, cfg: OptionalConfig) -> None:
+    if cfg is None:
+        return
+    if not isinstance(cfg, dict) or "type" not in cfg:
+        raise ArgumentError(f"{name} must be None or a dict with the key 'type', got {cfg!r}")
+    with MODELS.switch_scope_and_registry(None) as registry:
+        if isinstance(cfg["type"], str) and registry.get(cfg["type"]) is None:
+            raise ArgumentError(f"{name}: no layer is registered as {cfg['type']!r}")
+
+
+def _check_norm(norm_cfg: dict, channels: int) -> None:
+    """Builds a norm of the narrowest layer: it fails for arguments that do not fit."""
+    try:
+        build_norm_layer(norm_cfg, channels)
+    except (AssertionError, TypeError, ValueError) as error:
+        raise ArgumentError(
+            f"norm_cfg={norm_cfg!r} makes no norm of {channels} channels: "
+            f"{str(error) or 'it lacks num_groups'}"
+        ) from error
 
 
 def _check_stages(
@@ -377,11 +426,19 @@ def _check_stages(
     if num_stages not in (1, 2, 3, 4):
         raise ArgumentError(f"num_stages must be 1 to 4, got {num_stages!r}")
     for name, values in (("strides", strides), ("dilations", dilations)):
-        if len(values) != num_stages:
-            raise ArgumentError(f"{name} must have num_stages={num_stages} entries, got {values!r}")
-    if not out_indices or not all(index in range(num_stages) for index in out_indices):
+        if not _are_positive_ints(values) or len(values) != num_stages:
+            raise ArgumentError(
+                f"{name} must be a sequence of num_stages={num_stages} positive ints, got "
+                f"{values!r}"
+            )
+    if (
+        not isinstance(out_indices, Sequence)
+        or not out_indices
+        or not all(index in range(num_stages) for index in out_indices)
+    ):
         raise ArgumentError(
-            f"out_indices must be stages from 0 to {num_stages - 1}, got {out_indices!r}"
+            f"out_indices must be a sequence of stages from 0 to {num_stages - 1}, got "
+            f"{out_indices!r}"
         )
     if frozen_stages not in range(-1, num_stages + 1):
         raise ArgumentError(f"frozen_stages must be -1 to {num_stages}, got {frozen_stages!r}")

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from rednet import ops
+from rednet.errors import ArgumentError
 from rednet.layers import Involution2d
 from rednet.models import RedNet, rednet
 from tests.tolerances import assert_close
@@ -226,21 +227,42 @@ def test_init_weights_loads_a_pretrained_backbone(tmp_path, image: Tensor) -> No
     assert torch.equal(loaded.eval()(image)[3], model(image)[3])
 
 
+def test_a_checkpoint_in_a_list_is_loaded_or_missed_alike(tmp_path) -> None:
+    model = _tiny()
+    nn.init.ones_(model.layer1[0].bn3.weight)
+    torch.save(model.state_dict(), tmp_path / "backbone.pth")
+    pretrained = dict(type="Pretrained", checkpoint=str(tmp_path / "backbone.pth"))
+    loaded = _tiny(init_cfg=[pretrained], frozen_stages=1)
+    loaded.init_weights()
+    assert loaded.frozen_stages == 1 and (loaded.layer1[0].bn3.weight == 1).all()
+    missed = _tiny(init_cfg=[{**pretrained, "checkpoint": None}], frozen_stages=1)
+    assert missed.from_scratch and missed.frozen_stages == -1
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
         (dict(depth=49), r"depth must be one of \(26, 38, 50, 101, 152\), got 49"),
         (dict(num_stages=5), "num_stages must be 1 to 4, got 5"),
-        (dict(strides=(1, 2)), r"strides must have num_stages=4 entries, got \(1, 2\)"),
-        (dict(dilations=()), r"dilations must have num_stages=4 entries, got \(\)"),
-        (dict(out_indices=(4,)), r"out_indices must be stages from 0 to 3, got \(4,\)"),
-        (dict(out_indices=()), r"out_indices must be stages from 0 to 3, got \(\)"),
+        (dict(strides=(1, 2)), r"strides must be .* num_stages=4 positive ints, got \(1, 2\)"),
+        (dict(strides=2), "strides must be a sequence of num_stages=4 positive ints, got 2"),
+        (dict(dilations=()), r"dilations must be .* num_stages=4 positive ints, got \(\)"),
+        (dict(out_indices=(4,)), r"out_indices must be .* stages from 0 to 3, got \(4,\)"),
+        (dict(out_indices=()), r"out_indices must be .* stages from 0 to 3, got \(\)"),
+        (dict(out_indices=3), "out_indices must be a sequence of stages from 0 to 3, got 3"),
         (dict(frozen_stages=5), "frozen_stages must be -1 to 4, got 5"),
         (dict(style="torch"), "style must be 'pytorch' or 'caffe', got 'torch'"),
         (dict(kernel_size=4), "kernel_size must be an odd positive int, got 4"),
-        (dict(base_channels=24), "out_channels must be a multiple of group_channels=16, got 24"),
+        (dict(in_channels=0), "in_channels must be a positive int, got 0"),
+        (dict(base_channels=24), "base_channels must be a positive multiple of 16, got 24"),
+        (dict(stem_channels=48), "stem_channels must be a positive multiple of 32, got 48"),
+        (dict(conv_cfg=dict(type="Cnv")), "conv_cfg: no layer is registered as 'Cnv'"),
+        (dict(norm_cfg=dict(type="BNN")), "norm_cfg: no layer is registered as 'BNN'"),
+        (dict(norm_cfg="BN"), "norm_cfg must be None or a dict with the key 'type', got 'BN'"),
+        (dict(norm_cfg=dict(type="GN", num_groups=32)), "norm_cfg=.* makes no norm of 4 channels"),
+        (dict(norm_cfg=dict(type="GN")), "norm_cfg=.* it lacks num_groups"),
     ],
 )
 def test_bad_arguments_are_named(arguments: dict, message: str) -> None:
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(ArgumentError, match=message):
         RedNet(**{**TINY, **arguments})
