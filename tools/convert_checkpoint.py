@@ -24,7 +24,7 @@ from rednet.version import __version__
 def main(arguments: Sequence[str] | None = None) -> None:
     """Converts as the arguments say."""
     args = _parse(arguments)
-    check_output(args.output, "the output")
+    check_output(args.output, "the output", sources=(args.checkpoint, args.config))
     config = read_config(args.config, args.cfg_options)[0] if args.config else None
     result = convert(read_state_dict(args.checkpoint), config)
     for line in result.lines():

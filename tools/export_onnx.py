@@ -38,7 +38,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Exports what the arguments name."""
     args = _parse(arguments)
     image = (CHANNELS, *image_size(args.shape))
-    check_output(args.out, "--out")
+    check_output(args.out, "--out", sources=(args.config, args.checkpoint))
     model = _build(args)
     target = Path(args.out)
     # Beside its place, so that it gets there in one step, when it has been checked.

@@ -37,7 +37,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     args = _parse(arguments)
     check_checkpoint(args.checkpoint, "the checkpoint")
     for suffix in (".pth", ".py"):
-        check_output(args.out_prefix + suffix, "the output")
+        path = args.out_prefix + suffix
+        check_output(path, "the output", sources=(args.config, args.checkpoint))
     require_weights_only()
     config, _ = read_config(args.config, args.cfg_options)
     images = torch.rand(2, 3, *image_size(args.shape))

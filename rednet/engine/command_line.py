@@ -6,7 +6,7 @@ import argparse
 import gc
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -138,7 +138,7 @@ def set_up_run(config: Config, arguments: argparse.Namespace) -> None:
         config.work_dir = arguments.work_dir
     elif config.get("work_dir") is None:
         config.work_dir = str(Path("work_dirs") / Path(arguments.config).stem)
-    check_output(config.work_dir, "the work directory", folder=True)
+    check_output(config.work_dir, "the work directory (--work-dir)", folder=True)
     for loader in filter(None, map(config.get, LOADERS)):
         _set_loader_defaults(loader, config.get("default_scope"), arguments)
 
@@ -181,17 +181,20 @@ def check_checkpoint(path: str, what: str) -> None:
         raise UserError(f"{what} {error}") from error
 
 
-def check_output(path: str | Path, what: str, *, folder: bool = False) -> None:
+def check_output(
+    path: str | Path, what: str, *, folder: bool = False, sources: Iterable[str | None] = ()
+) -> None:
     """Checks that a file can be written at a path, and makes the folder that it will lie in.
 
     Args:
         path: The file.
         what: The argument that named it.
         folder: Whether it is to be a folder; that one is checked and not made.
+        sources: Files that are read, and so must not be replaced.
 
     Raises:
-        UserError: If the path is already something else, lies below a file, or there is no
-            permission to write it.
+        UserError: If the path is already something else or one of the sources, lies below a file,
+            or there is no permission to write it.
     """
     place = Path(path)
     existing = next(each for each in (place, *place.parents) if os.path.exists(each))
@@ -199,6 +202,8 @@ def check_output(path: str | Path, what: str, *, folder: bool = False) -> None:
         raise UserError(f"{what} {path} must be a file, and is a folder")
     if (existing != place or folder) and not existing.is_dir():
         raise UserError(f"{what} {path} cannot be made: {existing} is a file, and no folder")
+    if any(source and os.path.realpath(source) == os.path.realpath(place) for source in sources):
+        raise UserError(f"{what} {path} would replace a file that is read: give another name")
     if not os.access(existing, os.W_OK):
         raise UserError(f"{what} {path} cannot be written: no permission to write {existing}")
     if not folder:

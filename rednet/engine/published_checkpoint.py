@@ -143,12 +143,10 @@ def _read_kernel_sizes(result: Conversion) -> None:
 
 def _kernel_size(state_dict: Mapping[str, Tensor], generator: str, reduction: str) -> int:
     """Kernel size of an involution, off the weights of its two convolutions."""
-    for name in (reduction, generator):
-        if state_dict[name].dim() != 4:
-            raise ArgumentError(
-                f"{name} must have 4 dimensions, got shape {tuple(state_dict[name].shape)}"
-            )
-    groups = state_dict[reduction].shape[1] // GROUP_CHANNELS
+    shape = tuple(state_dict[reduction].shape)
+    if len(shape) != 4:
+        raise ArgumentError(f"{reduction} must have 4 dimensions, got shape {shape}")
+    groups = shape[1] // GROUP_CHANNELS
     return generated_kernel_size(generator, state_dict[generator], groups)
 
 

@@ -144,7 +144,7 @@ def generated_kernel_size(name: str, weight: Tensor, groups: int) -> int:
     Raises:
         ArgumentError: If no square kernel of odd size has so many elements.
     """
-    rows = len(weight)
+    rows = len(weight) if weight.dim() == 4 else 0
     size = isqrt(rows // groups) if groups else 0
     if size % 2 == 0 or size * size * groups != rows:
         raise ArgumentError(

@@ -121,6 +121,15 @@ def test_a_place_that_cannot_be_written(
     assert (tmp_path / "file").read_text() == "kept"
 
 
+def test_what_is_read_is_not_replaced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "file").write_text("kept")
+    monkeypatch.chdir(tmp_path)
+    sources = (None, str(tmp_path / "file"))
+    check_output("other", "--out", sources=sources)
+    with pytest.raises(UserError, match="^--out file would replace a file that is read"):
+        check_output("file", "--out", sources=sources)
+
+
 def test_a_folder_without_permission(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("os.access", lambda path, mode: False)  # root may write everywhere
     with pytest.raises(UserError, match=f"no permission to write {tmp_path}$"):

@@ -245,8 +245,9 @@ def test_an_involution_whose_weights_are_no_convolutions_is_refused_whole(
     state[f"stem.1.{part}.weight"] = torch.zeros(shape)
     result = convert(state)
     assert len(result.refused) == 8 and result.stem_kernel_size is None
-    reason = f"backbone.stem.1.{part}.weight must have 4 dimensions, got shape {shape}"
-    assert set(result.refused.values()) == {reason}
+    (reason,) = set(result.refused.values())
+    assert f"backbone.stem.1.{part}.weight must have" in reason
+    assert f"got shape {shape}" in reason
 
 
 def test_names_and_shapes_that_the_model_has_not_are_refused_and_the_rest_is_missing() -> None:

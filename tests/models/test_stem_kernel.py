@@ -37,10 +37,11 @@ def test_a_larger_stem_kernel_is_refused() -> None:
         RedNet(**TINY, stem_kernel_size=3).load_state_dict(state)
 
 
-def test_a_kernel_that_is_not_square_is_refused() -> None:
+@pytest.mark.parametrize("shape", [(8, 4, 1, 1), (18,), ()])
+def test_a_kernel_that_is_not_square_is_refused(shape: tuple[int, ...]) -> None:
     detector = torch.nn.ModuleDict(dict(backbone=RedNet(**TINY)))
     state = detector.state_dict()
-    state["backbone.stem.1.conv2.conv.weight"] = torch.zeros(8, 4, 1, 1)
+    state["backbone.stem.1.conv2.conv.weight"] = torch.zeros(shape)
     with pytest.raises(ArgumentError, match="^backbone.stem.1.conv2.conv.weight .* square kernel"):
         detector.load_state_dict(state)
 
