@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 import re
 from collections.abc import Iterator
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 
@@ -17,9 +18,9 @@ from rednet.ops import backends, involution2d
 from rednet.ops.backends import Backend
 from rednet.ops.cuda import availability
 from rednet.ops.cuda.backend import CudaInvolution
-from rednet.ops.cuda.compiler import read_source
+from rednet.ops.cuda.compiler import CompilationError, compile_with_cupy, read_source
 from rednet.ops.cuda.plan import MOST_BLOCKS, SHARED_BYTES, Launch, plan
-from rednet.ops.cuda.problem import PROBLEM, THREADS, Call, all_specialisations
+from rednet.ops.cuda.problem import PROBLEM, THREADS, Call, Specialisation, all_specialisations
 from rednet.ops.geometry import Geometry
 from tests.ops.cases import Case, check_operations, random_case
 from tests.ops.cuda_host.host import COMPILER, HostCompiler
@@ -245,6 +246,22 @@ def test_windows_too_wide_are_computed_all_the_same(host_backend: None) -> None:
         assert torch.equal(involution2d(input, weight), expected)
 
 
+# A stand-in for what only some compilers refuse.
+def _refuse(specialisation: Specialisation, device: torch.device) -> None:
+    raise CompilationError("out of registers")
+
+
+def test_what_the_compiler_refuses_is_computed_all_the_same() -> None:
+    backend, case = CudaInvolution(_refuse), CASES["tails of channels, dilated"]
+    with pytest.warns(RuntimeWarning, match="eager PyTorch for .*: out of registers") as warned:
+        for _ in range(2):
+            check_operations(backend, case, torch.float32, torch.channels_last)
+    said = [str(warning.message) for warning in warned]
+    assert len(said) == len(OPERATIONS)
+    for operation, message in zip(OPERATIONS, said, strict=True):
+        assert f"operation='{operation}', dtype=torch.float32, channels_last=True" in message
+
+
 # ---- availability
 
 
@@ -270,27 +287,58 @@ def _stand_in_for_cupy(monkeypatch: pytest.MonkeyPatch, folder: Path, text: str)
 
 _CUPY = """
 class cuda:
+    class compiler:
+        class CompileException(Exception): ...
     class runtime:
         @staticmethod
         def runtimeGetVersion():
-            return {version}
+            {version}
+class RawModule:
+    def __init__(self, code, options): ...
+    def get_function(self, name):
+        raise {failure}
 """
+
+
+def _cupy(version: str = "return 12090", failure: str = "OSError('disk full')") -> str:
+    """A CuPy whose compiler fails."""
+    return _CUPY.format(version=version, failure=failure)
 
 
 @pytest.mark.parametrize(
     ("text", "reason"),
     [
         ("raise ImportError('no such library')", "no such library.*rednet.cuda12.*cupy-cuda12x"),
-        (_CUPY.format(version=13000), "built for CUDA 13, PyTorch for CUDA 12.*cupy-cuda12x"),
-        (_CUPY.format(version=12090), "cannot compile for cuda:0"),
+        ("raise AttributeError('no np.product')", "AttributeError: no np.product.*cupy-cuda12x"),
+        (_cupy("raise RuntimeError('old driver')"), "RuntimeError: old driver.*cupy-cuda12x"),
+        (_cupy("return 13000"), "built for CUDA 13, PyTorch for CUDA 12.*cupy-cuda12x"),
+        (_cupy(), "cannot compile for cuda:0: OSError: disk full"),
     ],
-    ids=["absent", "mismatched", "no compiler"],
+    ids=["absent", "at odds with NumPy", "at odds with the driver", "mismatched", "no compiler"],
 )
 def test_a_gpu_without_cupy_is_said_once(
     gpu_in_name: None, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, text: str, reason: str
 ) -> None:
+    monkeypatch.setattr(torch.cuda, "device", nullcontext)
     _stand_in_for_cupy(monkeypatch, tmp_path, text)
     with pytest.warns(RuntimeWarning, match=reason) as warned:
         for _ in range(2):
             assert re.search(reason, availability.why_not(torch.device("cuda:0"), torch.float32))
     assert len(warned) == 1
+
+
+@pytest.mark.parametrize(
+    ("failure", "error"),
+    [
+        ("cuda.compiler.CompileException('line 1')", CompilationError),
+        ("OSError('line 1')", OSError),
+    ],
+    ids=["refused", "anything else"],
+)
+def test_only_what_cannot_be_compiled_is_given_up(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, failure: str, error: type[Exception]
+) -> None:
+    monkeypatch.setattr(torch.cuda, "device", nullcontext)
+    _stand_in_for_cupy(monkeypatch, tmp_path, _cupy(failure=failure))
+    with pytest.raises(error, match="^line 1$"):
+        compile_with_cupy(next(all_specialisations()), torch.device("cuda:0"))

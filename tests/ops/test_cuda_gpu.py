@@ -22,7 +22,10 @@ from rednet.ops.geometry import Geometry
 from tests.ops.cases import Case, check_operations, random_case
 from tests.tolerances import RELATIVE_ERROR, assert_close
 
-pytestmark = pytest.mark.gpu
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.filterwarnings("error:involution falls back to eager PyTorch for"),
+]
 DEVICE = torch.device("cuda", 0)
 ROOT = Path(__file__).resolve().parents[2]
 FORMATS = {"contiguous": torch.contiguous_format, "channels_last": torch.channels_last}

@@ -41,9 +41,10 @@ def _why_no_cupy(major: int) -> str | None:
     remedy = f"pip install 'rednet[cuda{major}]' installs cupy-cuda{major}x"
     try:
         import cupy
-    except ImportError as error:
-        return f"CuPy cannot be imported ({error}); {remedy}"
-    found = cupy.cuda.runtime.runtimeGetVersion() // 1000
+
+        found = cupy.cuda.runtime.runtimeGetVersion() // 1000
+    except Exception as error:  # absent, at odds with NumPy or with the driver: each has its own
+        return f"CuPy cannot be used ({type(error).__name__}: {error}); {remedy}"
     if found != major:
         return f"CuPy is built for CUDA {found}, PyTorch for CUDA {major}; {remedy}"
     return None

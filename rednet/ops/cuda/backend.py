@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from math import gcd
 
 import numpy as np
@@ -11,7 +12,7 @@ from torch import Tensor
 from rednet.ops import shifted
 from rednet.ops.backends import Backend
 from rednet.ops.cuda.availability import why_not
-from rednet.ops.cuda.compiler import Compiler, Kernel, compile_with_cupy
+from rednet.ops.cuda.compiler import CompilationError, Compiler, Kernel, compile_with_cupy
 from rednet.ops.cuda.plan import WIDEST_ACCESS, plan
 from rednet.ops.cuda.problem import Call, Specialisation
 from rednet.ops.geometry import Geometry
@@ -22,7 +23,7 @@ class CudaInvolution:
 
     A tensor that is neither contiguous nor channels_last is copied. What the kernels cannot hold
     (a row of windows wider than shared memory, coordinates of more than 30 bits) is left to the
-    shifted backend.
+    shifted backend; so is, with a warning, what the compiler refuses.
 
     Args:
         compile_kernel: Makes a kernel of a specialisation. The tests put the CPU in its place.
@@ -30,7 +31,7 @@ class CudaInvolution:
 
     def __init__(self, compile_kernel: Compiler = compile_with_cupy) -> None:
         self._compile = compile_kernel
-        self._kernels: dict[Specialisation, Kernel] = {}
+        self._kernels: dict[Specialisation, Kernel | None] = {}
 
     def forward(self, input: Tensor, weight: Tensor, output: Tensor, geometry: Geometry) -> None:
         """Fills output, (N, C, Ho, Wo)."""
@@ -66,16 +67,22 @@ class CudaInvolution:
             alignment=gcd(WIDEST_ACCESS, *(tensor.data_ptr() for tensor in planes)),
         )
         launch = plan(call)
-        if launch is None:
+        kernel = None if launch is None else self._kernel(launch.specialisation, result.device)
+        if launch is None or kernel is None:
             getattr(shifted, operation)(first, second, result, geometry)
             return
-        kernel = self._kernel(launch.specialisation, result.device)
         addresses = (np.uint64(tensor.data_ptr()) for tensor in planes)
         kernel(launch, (*addresses, launch.problem), result.device)
 
-    def _kernel(self, specialisation: Specialisation, device: torch.device) -> Kernel:
+    def _kernel(self, specialisation: Specialisation, device: torch.device) -> Kernel | None:
+        """None where the compiler refuses it, which a warning says once."""
         if specialisation not in self._kernels:
-            self._kernels[specialisation] = self._compile(specialisation, device)
+            try:
+                self._kernels[specialisation] = self._compile(specialisation, device)
+            except CompilationError as error:
+                self._kernels[specialisation] = None
+                text = f"involution falls back to eager PyTorch for {specialisation}: {error}"
+                warnings.warn(text, RuntimeWarning, stacklevel=2)
         return self._kernels[specialisation]
 
 

@@ -24,8 +24,12 @@ SOURCES = ("scalars.cuh", "problem.cuh", "memory.cuh", "staging.cuh", "involutio
 Arguments = tuple[np.uint64, np.uint64, np.uint64, np.ndarray]
 # kernel(launch, arguments, device) launches it on the current stream of the device.
 Kernel = Callable[[Launch, Arguments, torch.device], None]
-# compile(specialisation, device) makes it.
+# compile(specialisation, device) makes it or raises a CompilationError.
 Compiler = Callable[[Specialisation, torch.device], Kernel]
+
+
+class CompilationError(RuntimeError):
+    """The compiler refuses a kernel."""
 
 
 @cache
@@ -50,12 +54,19 @@ def compile_with_cupy(specialisation: Specialisation, device: torch.device) -> K
     """Compiles with NVRTC, or loads what it compiled once from CuPy's disk cache.
 
     The kernel serves every device; CuPy compiles it anew for each architecture.
+
+    Raises:
+        CompilationError: If NVRTC refuses the source. What may go well another time (no memory, a
+            stream that is being captured) is left as CuPy raises it.
     """
     import cupy
 
     with torch.cuda.device(device):
         module = cupy.RawModule(code=source(specialisation), options=OPTIONS)
-        function = module.get_function(ENTRY_POINT)
+        try:
+            function = module.get_function(ENTRY_POINT)
+        except cupy.cuda.compiler.CompileException as error:
+            raise CompilationError(str(error)) from error
 
     def launch_kernel(launch: Launch, arguments: Arguments, device: torch.device) -> None:
         with torch.cuda.device(device):
