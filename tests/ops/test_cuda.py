@@ -35,6 +35,7 @@ CASES = {
     "RedNet": Case(Geometry((7, 7), (1, 1), (3, 3), (1, 1)), 2, 64, 4, 14, 14),
     "RedNet, stride 2": Case(Geometry((7, 7), (2, 2), (3, 3), (1, 1)), 1, 32, 2, 15, 13),
     "RedNet's stem": Case(Geometry((3, 3), (1, 1), (1, 1), (1, 1)), 1, 32, 2, 17, 30),
+    "tiles that see padding alone": Case(Geometry((1, 3), (1, 1), (20, 1), (1, 1)), 1, 64, 4, 1, 8),
     "tails of channels, dilated": Case(Geometry((3, 3), (1, 1), (2, 4), (2, 4)), 2, 15, 5, 9, 11),
     "groups of 40, rectangular, even": Case(
         Geometry((4, 6), (2, 3), (3, 0), (3, 2)), 2, 80, 2, 17, 14

@@ -320,10 +320,11 @@ template <int TAPS>
 DEVICE void gather(const Thread& at, const Scalar* samples, const Scalar* weights, Scalar* result) {
     const Problem& problem = at.problem;
     PatchValues total = {};
-    if (CHANNELS_LAST && OPERATION == FORWARD) {
+    const Range inside = rows_inside(problem, at.block);
+    // Where padding is all there is, nothing would wait for the copies.
+    if (CHANNELS_LAST && OPERATION == FORWARD && inside.first < inside.last) {
         with_copy_width(problem, LoadTileWeights{problem, at.block, weights, at.shared.weights});
     }
-    const Range inside = rows_inside(problem, at.block);
     for (int start = inside.first; start < inside.last; start += problem.band) {
         const Range band = {start, min(start + problem.band, inside.last)};
         stage_samples<ADVANCE>(problem, at.block, at.block.chunk, band, samples, at.shared.samples);

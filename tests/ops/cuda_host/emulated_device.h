@@ -3,10 +3,11 @@
 //
 // - blocks, and the threads of a block between two barriers, run in random order;
 // - shared memory has exactly the size that the launch asks for and starts as NaN;
-// - an asynchronous copy arrives when its thread waits for it, not before;
+// - an asynchronous copy arrives when its thread waits for it, not before, and to end without is an error;
 // - a barrier that only some threads reach is an error.
 //
-// With -fsanitize=address or thread, the sanitizers are told which fiber runs and what a barrier orders.
+// With -fsanitize=address or thread, the sanitizers are told which fiber runs and what a barrier orders. Races are found
+// between the threads of a block only: blocks are ordered, because ThreadSanitizer forgets a fiber that is destroyed.
 
 #include <ucontext.h>
 
@@ -54,6 +55,7 @@ struct Fiber {
     std::unique_ptr<char[]> stack;
     std::vector<Copy> copies;
     bool finished;
+    int barriers;           // that it reached
     void* sanitizer;        // its name for the fiber
 };
 
@@ -67,13 +69,16 @@ static ucontext_t scheduler;
 static void* scheduler_sanitizer;
 static const void* scheduler_stack;
 static std::size_t scheduler_stack_bytes;
-static char barrier_tag;
+static const char* error;
+static char barrier_tags[2], block_end;
 
 HARDWARE Index thread_index() { return {running}; }
 HARDWARE Index current_block() { return block_index; }
 HARDWARE Index threads_of_block() { return block_size; }
 HARDWARE unsigned char* block_memory() { return shared; }
 HARDWARE std::vector<Copy>& pending_copies() { return fibers[running].copies; }
+// With one tag for all, who leaves a barrier last would be ordered after what the others did since.
+HARDWARE void* next_barrier() { return &barrier_tags[fibers[running].barriers++ % 2]; }
 
 // ---- threads
 
@@ -108,6 +113,10 @@ HARDWARE void suspend() {
 
 HARDWARE void finish() {
     fibers[running].finished = true;
+    if (!fibers[running].copies.empty()) error = "a thread ended before its copies arrived";
+#if defined(__SANITIZE_THREAD__)
+    __tsan_release(&block_end);
+#endif
     suspend();
 }
 
@@ -122,8 +131,9 @@ static void thread_main() {
 }
 
 HARDWARE void create(Fiber& fiber) {
-    fiber.stack = std::make_unique<char[]>(STACK_BYTES);
+    fiber.stack.reset(new char[STACK_BYTES]);
     fiber.finished = false;
+    fiber.barriers = 0;
     fiber.sanitizer = nullptr;
     getcontext(&fiber.context);
     fiber.context.uc_stack.ss_sp = fiber.stack.get();
@@ -138,7 +148,7 @@ HARDWARE void create(Fiber& fiber) {
 // ---- blocks
 
 // Runs every thread up to its next barrier or its end; true if they all ended.
-HARDWARE bool run_to_barrier(std::vector<int>& order, std::mt19937& random, const char*& error) {
+HARDWARE bool run_to_barrier(std::vector<int>& order, std::mt19937& random) {
     std::shuffle(order.begin(), order.end(), random);
     int finished = 0;
     for (int thread : order) {
@@ -149,7 +159,7 @@ HARDWARE bool run_to_barrier(std::vector<int>& order, std::mt19937& random, cons
     return finished != 0;
 }
 
-HARDWARE const char* run_block(int block, int threads, std::size_t shared_bytes, std::mt19937& random) {
+HARDWARE void run_block(int block, int threads, std::size_t shared_bytes, std::mt19937& random) {
     block_index = {block};
     block_size = {threads};
     // Never freed or reused: blocks run side by side on a GPU.
@@ -162,22 +172,26 @@ HARDWARE const char* run_block(int block, int threads, std::size_t shared_bytes,
         create(fibers[thread]);
         order.push_back(thread);
     }
-    const char* error = nullptr;
-    while (!run_to_barrier(order, random, error)) {}
-    return error;
+    while (!run_to_barrier(order, random)) {}
+#if defined(__SANITIZE_THREAD__)
+    __tsan_acquire(&block_end);
+    for (int thread = 0; thread < threads; ++thread) __tsan_destroy_fiber(fibers[thread].sanitizer);
+#endif
 }
 
 // Runs a grid; returns what went wrong, or null.
 HARDWARE const char* run_grid(void (*body)(), int blocks, int threads, std::size_t shared_bytes, unsigned seed) {
     kernel_body = body;
+    error = nullptr;
     std::mt19937 random(seed);
     std::vector<int> order;
     for (int block = 0; block < blocks; ++block) order.push_back(block);
     std::shuffle(order.begin(), order.end(), random);
     for (int block : order) {
-        if (const char* error = run_block(block, threads, shared_bytes, random)) return error;
+        run_block(block, threads, shared_bytes, random);
+        if (error != nullptr) break;
     }
-    return nullptr;
+    return error;
 }
 
 }  // namespace emulator
@@ -195,11 +209,12 @@ DEVICE unsigned char* shared_memory() { return emulator::block_memory(); }
 
 DEVICE void barrier() {
 #if defined(__SANITIZE_THREAD__)
-    __tsan_release(&emulator::barrier_tag);
+    void* const tag = emulator::next_barrier();
+    __tsan_release(tag);
 #endif
     emulator::suspend();
 #if defined(__SANITIZE_THREAD__)
-    __tsan_acquire(&emulator::barrier_tag);
+    __tsan_acquire(tag);
 #endif
 }
 

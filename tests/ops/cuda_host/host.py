@@ -8,7 +8,7 @@ bounds, misaligned ones, undefined arithmetic and races between the threads of a
         ASAN_OPTIONS=detect_leaks=0 python -m pytest -s tests/ops/test_cuda.py
     CUDA_HOST_FLAGS=-fsanitize=thread \
         LD_PRELOAD="$(g++ -print-file-name=libtsan.so) $(g++ -print-file-name=libstdc++.so)" \
-        TSAN_OPTIONS=halt_on_error=1 setarch -R python -m pytest -s tests/ops/test_cuda.py
+        TSAN_OPTIONS=halt_on_error=1 OMP_NUM_THREADS=1 setarch -R python -m pytest -s tests/ops/test_cuda.py
 """
 
 from __future__ import annotations
@@ -69,7 +69,9 @@ def build(specialisation: Specialisation, target: Path, *flags: str) -> Path:
     ]
     source = target.with_suffix(".cpp")
     source.write_text("".join(text))
-    subprocess.run([COMPILER, *_FLAGS, *_MORE_FLAGS, *flags, "-o", target, source], check=True)
+    command = [COMPILER, *_FLAGS, *_MORE_FLAGS, *flags, "-o", target, source]
+    # A sanitizer that is loaded before Python would watch the compiler, too.
+    subprocess.run(command, env={**os.environ, "LD_PRELOAD": ""}, check=True)
     return target
 
 
