@@ -8,7 +8,8 @@ bounds, misaligned ones, undefined arithmetic and races between the threads of a
         ASAN_OPTIONS=detect_leaks=0 python -m pytest -s tests/ops/test_cuda.py
     CUDA_HOST_FLAGS=-fsanitize=thread \
         LD_PRELOAD="$(g++ -print-file-name=libtsan.so) $(g++ -print-file-name=libstdc++.so)" \
-        TSAN_OPTIONS=halt_on_error=1 OMP_NUM_THREADS=1 setarch -R python -m pytest -s tests/ops/test_cuda.py
+        TSAN_OPTIONS=halt_on_error=1 OMP_NUM_THREADS=1 \
+        setarch -R python -m pytest -s tests/ops/test_cuda.py
 """
 
 from __future__ import annotations
