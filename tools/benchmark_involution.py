@@ -183,13 +183,31 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         help="default: the four of RedNet-50",
     )
     parser.add_argument("--batch-size", type=positive, default=8, help="images (%(default)s)")
-    parser.add_argument("--group-channels", type=positive, default=16, help="(%(default)s)")
-    parser.add_argument("--passes", nargs="+", choices=PASSES, default=PASSES)
+    parser.add_argument(
+        "--group-channels",
+        type=positive,
+        default=16,
+        help="channels that share a kernel (%(default)s)",
+    )
+    parser.add_argument(
+        "--passes",
+        nargs="+",
+        choices=PASSES,
+        default=PASSES,
+        help="what is timed: forward, either gradient alone, forward and backward (all four)",
+    )
     parser.add_argument("--backends", nargs="+", help="of the operator; default: all that serve")
-    parser.add_argument("--peer", action="append", default=[], metavar="FILE.py[:NAME]")
+    parser.add_argument(
+        "--peer",
+        action="append",
+        default=[],
+        metavar="FILE.py[:NAME]",
+        help="another implementation to time, called as said above; may be repeated",
+    )
     parser.add_argument("--compile", action="store_true", help=f"also time {COMPILED}")
-    parser.add_argument("--dtype", choices=DTYPES, default="float32", help="(%(default)s)")
-    parser.add_argument("--channels-last", action="store_true")
+    parser.add_argument(
+        "--dtype", choices=DTYPES, default="float32", help="of all tensors (%(default)s)"
+    )
     add_arguments(parser, turns=25)
     return parser.parse_args(arguments)
 

@@ -116,11 +116,25 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
             Shape(128, 128, 56, 3, 2),
         ],
         metavar="IN,OUT,SIDE,K,STRIDE",
+        help="convolutions to stand in for: channels, side of the input, kernel size, stride; "
+        "default: four of ResNets",
     )
-    parser.add_argument("--batches", nargs="+", type=positive, default=[1, 8, 32])
-    parser.add_argument("--modes", nargs="+", choices=MODES, default=MODES)
-    parser.add_argument("--dtype", choices=["float32", "float16", "bfloat16"], default="float32")
-    parser.add_argument("--channels-last", action="store_true")
+    parser.add_argument(
+        "--batches", nargs="+", type=positive, default=[1, 8, 32], help="batch sizes (1 8 32)"
+    )
+    parser.add_argument(
+        "--modes",
+        nargs="+",
+        choices=MODES,
+        default=MODES,
+        help="what is timed: forward alone, forward and backward (both)",
+    )
+    parser.add_argument(
+        "--dtype",
+        choices=["float32", "float16", "bfloat16"],
+        default="float32",
+        help="of inputs and weights (%(default)s)",
+    )
     add_arguments(parser, turns=7)
     return parser.parse_args(arguments)
 

@@ -97,7 +97,6 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--plain", action="store_true", help="no pre- or postprocessing")
     parser.add_argument("--train", action="store_true", help="time training steps")
     parser.add_argument("--amp", action="store_true", help="float16 on a GPU, bfloat16 on a CPU")
-    parser.add_argument("--channels-last", action="store_true")
     parser.add_argument(
         "--batch-size", type=positive, default=1, help="images in a batch (%(default)s)"
     )
@@ -108,7 +107,13 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         metavar=("HEIGHT", "WIDTH"),
         help="size of the images (224 224; for detectors 800 1280)",
     )
-    parser.add_argument("--cfg-options", nargs="+", action=OptionsAction, metavar="KEY=VALUE")
+    parser.add_argument(
+        "--cfg-options",
+        nargs="+",
+        action=OptionsAction,
+        metavar="KEY=VALUE",
+        help="change fields of the config, as in a.b=1 list='[1,2]'",
+    )
     add_arguments(parser, turns=10)
     args = parser.parse_args(arguments)
     if not args.configs and not args.peer:

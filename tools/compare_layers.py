@@ -124,7 +124,12 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         "publications take 10 of 100 epochs, but a tenth of a few hundred steps is too short",
     )
     parser.add_argument("--threads", type=int, help="CPU threads; default: PyTorch's choice")
-    parser.add_argument("--out", type=Path, default=Path("work_dirs/compare_layers"))
+    parser.add_argument(
+        "--out",
+        type=Path,
+        default=Path("work_dirs/compare_layers"),
+        help="folder for results, table and picture (%(default)s)",
+    )
     parser.add_argument("--overwrite", action="store_true", help="train what is there as well")
     parser.add_argument("--time", action="store_true", help="time training steps, train nothing")
     return parser.parse_args(arguments)

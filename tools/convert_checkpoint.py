@@ -48,7 +48,13 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("checkpoint", help="the published file")
     parser.add_argument("output", help="file to write")
     parser.add_argument("--config", help="compare names and shapes with the model of this config")
-    parser.add_argument("--cfg-options", nargs="+", action=OptionsAction, metavar="KEY=VALUE")
+    parser.add_argument(
+        "--cfg-options",
+        nargs="+",
+        action=OptionsAction,
+        metavar="KEY=VALUE",
+        help="change fields of the config, as in a.b=1 list='[1,2]'",
+    )
     parser.add_argument(
         "--partial", action="store_true", help="write also if entries are refused or missing"
     )

@@ -40,7 +40,12 @@ _CLEAR_REFS = Path("/proc/self/clear_refs")
 
 def add_arguments(parser: argparse.ArgumentParser, turns: int) -> None:
     """Adds the arguments that all benchmarks have; ``turns`` is the default of ``--turns``."""
-    parser.add_argument("--device", type=torch.device, default="cpu", help="(%(default)s)")
+    parser.add_argument(
+        "--channels-last", action="store_true", help="tensors in channels_last, not contiguous"
+    )
+    parser.add_argument(
+        "--device", type=torch.device, default="cpu", help="device to time on (%(default)s)"
+    )
     parser.add_argument("--threads", type=positive, help="CPU threads; default: PyTorch's choice")
     parser.add_argument(
         "--turns",

@@ -18,6 +18,7 @@ from rednet.engine.config_options import dataset_configs
 from rednet.errors import MissingDependencyError, UserError, first_names
 
 DEMO = "configs/demo/rednet26_digits.py"
+DETECTION_DATA = "tools/make_digits_coco.py"
 _NAMES_SHOWN = 5
 # mmengine takes one init_cfg or a list of them.
 _PRETRAINED = re.compile(r"\.init_cfg(\.\d+)?\.checkpoint$")
@@ -98,11 +99,11 @@ def _check_paths(loader: str, dataset: Any) -> None:
 
 def _no_data(loader: str, dataset: BaseDataset, problem: str) -> str:
     root = dataset.data_root or "."
-    layout = ""
+    layout, advice = "", f"try {DEMO}, which needs no data"
     if not dataset.ann_file:
         layout = f" {root} must hold train/<class>/*.JPEG and val/<class>/*.JPEG."
-    # a data set's config may say in its metainfo how to come by it
-    advice = dataset.metainfo.get("advice", f"try {DEMO}, which needs no data")
+    elif dataset.ann_file.endswith(".json"):  # COCO's format
+        advice = f"make data for the detectors in configs/demo: python {DETECTION_DATA}"
     return (
         f"{problem}, where {loader} looks for its data.{layout} Give another folder with "
         f"--cfg-options train_dataloader.dataset.data_root=FOLDER, or {advice}"

@@ -81,7 +81,7 @@ def test_a_gpu_is_set_where_it_has_a_number(monkeypatch: pytest.MonkeyPatch) -> 
     chosen: list[int] = []
     monkeypatch.setattr(torch._C, "_cuda_setDevice", chosen.append, raising=False)
     for device in ("cuda", "cuda:1"):
-        benchmark.set_up(argparse.Namespace(threads=None, device=torch.device(device)))
+        benchmark.set_up(argparse.Namespace(out=None, threads=None, device=torch.device(device)))
     assert chosen == [1]
 
 

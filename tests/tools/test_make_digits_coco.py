@@ -42,4 +42,5 @@ def test_a_demo_without_its_data_names_this_tool(tmp_path: Path) -> None:
     done = call("train.py", config, folder=tmp_path)
     assert done.returncode == 2
     (line,) = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
-    assert "data/digits_coco" in line and "make it: python tools/make_digits_coco.py" in line
+    assert "data/digits_coco" in line and "configs/demo: python tools/make_digits_coco.py" in line
+    assert "is not a meta file" not in done.stderr
