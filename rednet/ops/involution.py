@@ -8,7 +8,7 @@ from torch import Tensor
 import rednet.ops.library  # noqa: F401  (defines torch.ops.rednet)
 from rednet.ops import composite
 from rednet.ops.autocast import autocast_dtype
-from rednet.ops.dtypes import SUPPORTED_DTYPES
+from rednet.ops.checks import check_dtypes, check_output_size, check_tensors
 from rednet.ops.geometry import Geometry, IntOrPair, pair
 from rednet.ops.tracing import takes_plain_operators_alone
 
@@ -53,64 +53,21 @@ def involution2d(
         TypeError: If an argument has the wrong type or dtype.
         ValueError: If shapes, devices or window numbers do not fit each other.
     """
-    _check_tensors(input, weight)
+    check_tensors(input, weight)
     geometry = Geometry(
         kernel_size=(weight.shape[2], weight.shape[3]),
         stride=pair("stride", stride, minimum=1),
         padding=pair("padding", padding, minimum=0),
         dilation=pair("dilation", dilation, minimum=1),
     )
-    _check_output_size(input, weight, geometry)
+    check_output_size(input, weight, geometry)
     input, weight = _autocast(input, weight)
-    _check_dtypes(input, weight)
+    check_dtypes(input, weight)
     if takes_plain_operators_alone():
         return composite.involution2d(input, weight, geometry)
     return torch.ops.rednet.involution2d(
         input, weight, geometry.stride, geometry.padding, geometry.dilation
     )
-
-
-def _check_tensors(input: Tensor, weight: Tensor) -> None:
-    for name, tensor, dims in (
-        ("input", input, "(N, C, H, W)"),
-        ("weight", weight, "(N, G, Kh, Kw, Ho, Wo)"),
-    ):
-        if not isinstance(tensor, Tensor):
-            raise TypeError(f"{name} must be a torch.Tensor, got {type(tensor).__name__}")
-        if tensor.dim() != dims.count(",") + 1:
-            raise ValueError(f"{name} must have shape {dims}, got {tuple(tensor.shape)}")
-    if input.device != weight.device:
-        raise ValueError(
-            f"input and weight must be on one device, got {input.device} and {weight.device}"
-        )
-    if input.shape[0] != weight.shape[0]:
-        raise ValueError(
-            "input and weight must have the same batch size, "
-            f"got {input.shape[0]} and {weight.shape[0]}"
-        )
-    channels, groups = input.shape[1], weight.shape[1]
-    if groups == 0 or channels % groups:
-        raise ValueError(
-            "the channels of input must be a multiple of the groups of weight, "
-            f"got {channels} channels and {groups} groups"
-        )
-    if weight.shape[2] == 0 or weight.shape[3] == 0:
-        raise ValueError(f"weight must hold a kernel of at least 1 x 1, got {tuple(weight.shape)}")
-
-
-def _check_output_size(input: Tensor, weight: Tensor, geometry: Geometry) -> None:
-    height, width = geometry.output_size(input.shape[2], input.shape[3])
-    if height < 1 or width < 1:
-        raise ValueError(
-            f"input of {input.shape[2]} x {input.shape[3]} is smaller than the window: "
-            f"the output would be {height} x {width} for {geometry}"
-        )
-    if weight.shape[4] != height or weight.shape[5] != width:
-        raise ValueError(
-            f"weight must hold a kernel for each of the {height} x {width} output pixels of an "
-            f"input of {input.shape[2]} x {input.shape[3]}, "
-            f"got {weight.shape[4]} x {weight.shape[5]}"
-        )
 
 
 def _autocast(input: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
@@ -122,13 +79,3 @@ def _autocast(input: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
 
 def _cast(tensor: Tensor, dtype: torch.dtype) -> Tensor:
     return tensor.to(dtype) if tensor.is_floating_point() else tensor
-
-
-def _check_dtypes(input: Tensor, weight: Tensor) -> None:
-    for name, tensor in (("input", input), ("weight", weight)):
-        if tensor.dtype not in SUPPORTED_DTYPES:
-            raise TypeError(f"{name} must be one of {SUPPORTED_DTYPES}, got {tensor.dtype}")
-    if input.dtype != weight.dtype:
-        raise TypeError(
-            f"input and weight must have the same dtype, got {input.dtype} and {weight.dtype}"
-        )

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from rednet.ops.backends import select_backend
+from rednet.ops.checks import check_dtypes, check_output_size, check_tensors
 from rednet.ops.geometry import Geometry, Pair
 
 _NAMESPACE = "rednet"
@@ -58,28 +59,55 @@ def _allocate_grad_weight(
 
 
 def _involution2d(input: Tensor, weight: Tensor, *window: Any) -> Tensor:
+    geometry = _checked_geometry(input, weight, window)
     output = _allocate_output(input, weight)
-    return _run("forward", input, weight, output, weight.shape[2:4], *window)
+    return _run("forward", input, weight, output, geometry)
 
 
 def _involution2d_grad_input(grad: Tensor, weight: Tensor, size: Pair, *window: Any) -> Tensor:
     grad_input = _allocate_grad_input(grad, weight, size)
-    return _run("grad_input", grad, weight, grad_input, weight.shape[2:4], *window)
+    geometry = _checked_geometry(grad_input, weight, window)
+    _check_gradient(grad, grad_input, weight)
+    return _run("grad_input", grad, weight, grad_input, geometry)
 
 
 def _involution2d_grad_weight(
     grad: Tensor, input: Tensor, groups: int, kernel_size: Pair, *window: Any
 ) -> Tensor:
     grad_weight = _allocate_grad_weight(grad, input, groups, kernel_size)
-    return _run("grad_weight", grad, input, grad_weight, kernel_size, *window)
+    geometry = _checked_geometry(input, grad_weight, window)
+    _check_gradient(grad, input, grad_weight)
+    return _run("grad_weight", grad, input, grad_weight, geometry)
 
 
-def _run(kernel: str, first: Tensor, second: Tensor, output: Tensor, *geometry: Any) -> Tensor:
+def _checked_geometry(image: Tensor, weight: Tensor, window: Any) -> Geometry:
+    """The geometry that a window and a weight make, where they fit each other and the image.
+
+    A graph that torch.jit.trace has recorded calls the operators without the checks of rednet.ops.
+    """
+    check_tensors(image, weight)
+    geometry = Geometry((weight.shape[2], weight.shape[3]), *map(tuple, window))
+    if min(geometry.stride + geometry.dilation) < 1 or min(geometry.padding) < 0:
+        raise ValueError(
+            f"stride and dilation must be at least 1 and padding at least 0, got {geometry}"
+        )
+    check_output_size(image, weight, geometry)
+    check_dtypes(image, weight)
+    return geometry
+
+
+def _check_gradient(grad: Tensor, image: Tensor, weight: Tensor) -> None:
+    expected = (*image.shape[:2], *weight.shape[4:])
+    if grad.shape != expected:
+        raise ValueError(f"grad must have shape {expected}, got {tuple(grad.shape)}")
+
+
+def _run(kernel: str, first: Tensor, second: Tensor, output: Tensor, geometry: Geometry) -> Tensor:
     """Fills the output by the chosen backend; sums over nothing are zero and need none."""
     if 0 in (first.numel(), second.numel(), output.numel()):
         return output.zero_()
     backend = select_backend(first.device, first.dtype)
-    getattr(backend, kernel)(first, second, output, Geometry(*map(tuple, geometry)))
+    getattr(backend, kernel)(first, second, output, geometry)
     return output
 
 

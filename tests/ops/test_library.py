@@ -52,6 +52,44 @@ def test_a_trace_serves_any_batch_and_size() -> None:
     assert torch.equal(torch.jit.load(file)(*larger), Operator()(*larger))
 
 
+@pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning", "ignore::DeprecationWarning")
+def test_a_trace_refuses_what_the_operator_refuses() -> None:
+    input, weight = _random_float32(2, 9, 11)
+    traced = torch.jit.trace(Operator(), (input, weight))
+    for changed, message in {
+        (input.repeat(9, 1, 1, 1), weight): "same batch size, got 18 and 2",
+        (input[:, 1:], weight): "got 5 channels and 2 groups",
+        (input[0], weight): "input must have shape",
+        (input[..., 1:, 1:], weight): "each of the 3 x 3 output pixels .* got 4 x 4",
+        (input, weight.half()): "got torch.float32 and torch.float16",
+    }.items():
+        with pytest.raises(RuntimeError, match=message):
+            traced(*changed)
+
+
+@pytest.mark.parametrize(
+    "changed", [{"stride": (-1, 1)}, {"padding": (1, -1)}, {"dilation": (1, 0)}]
+)
+def test_the_operators_refuse_windows_that_are_none(changed: dict[str, tuple[int, int]]) -> None:
+    input, weight = torch.ones(2, 4, 5, 5), torch.ones(2, 2, 3, 3, 5, 5)
+    window = {"stride": (1, 1), "padding": (1, 1), "dilation": (1, 1), **changed}
+    with pytest.raises(ValueError, match="must be at least 1 and padding at least 0"):
+        torch.ops.rednet.involution2d(input, weight, **window)
+
+
+@pytest.mark.parametrize(
+    "shape", [(2, 4, 9, 9), (3, 4, 5, 5), (2, 6, 5, 5)], ids=["size", "batch", "channels"]
+)
+def test_gradients_refuse_another_outputs_gradient(shape: tuple[int, ...]) -> None:
+    grad, input, weight = torch.ones(shape), torch.ones(2, 4, 5, 5), torch.ones(2, 2, 3, 3, 5, 5)
+    window = ((1, 1), (1, 1), (1, 1))
+    with pytest.raises(ValueError, match="must"):
+        torch.ops.rednet.involution2d_grad_weight(grad, input, 2, (3, 3), *window)
+    if shape[1] == 4:  # as many channels as there are: the image that is made has them too
+        with pytest.raises(ValueError, match="must"):
+            torch.ops.rednet.involution2d_grad_input(grad, weight, (5, 5), *window)
+
+
 @pytest.fixture
 def deterministic() -> Iterator[None]:
     torch.use_deterministic_algorithms(True)

@@ -1,0 +1,77 @@
+"""What the tensors of an involution must be to each other and to its window."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from rednet.ops.dtypes import SUPPORTED_DTYPES
+from rednet.ops.geometry import Geometry
+
+
+def check_tensors(input: Tensor, weight: Tensor) -> None:
+    """Checks all of two tensors but dtypes and the sizes that a window relates.
+
+    Raises:
+        TypeError: If one is no tensor.
+        ValueError: If shapes or devices do not fit each other.
+    """
+    for name, tensor, dims in (
+        ("input", input, "(N, C, H, W)"),
+        ("weight", weight, "(N, G, Kh, Kw, Ho, Wo)"),
+    ):
+        if not isinstance(tensor, Tensor):
+            raise TypeError(f"{name} must be a torch.Tensor, got {type(tensor).__name__}")
+        if tensor.dim() != dims.count(",") + 1:
+            raise ValueError(f"{name} must have shape {dims}, got {tuple(tensor.shape)}")
+    if input.device != weight.device:
+        raise ValueError(
+            f"input and weight must be on one device, got {input.device} and {weight.device}"
+        )
+    batch, channels, *_ = input.shape
+    kernels, groups, rows, columns, *_ = weight.shape
+    if batch != kernels:
+        raise ValueError(
+            f"input and weight must have the same batch size, got {batch} and {kernels}"
+        )
+    if groups == 0 or channels % groups:
+        raise ValueError(
+            "the channels of input must be a multiple of the groups of weight, "
+            f"got {channels} channels and {groups} groups"
+        )
+    if rows == 0 or columns == 0:
+        raise ValueError(f"weight must hold a kernel of at least 1 x 1, got {tuple(weight.shape)}")
+
+
+def check_output_size(input: Tensor, weight: Tensor, geometry: Geometry) -> None:
+    """Checks that the weight has a kernel for each output pixel.
+
+    Raises:
+        ValueError: If it has not, or there is no output pixel.
+    """
+    size, kernels = input.shape[2:], weight.shape[4:]
+    height, width = geometry.output_size(*size)
+    if height < 1 or width < 1:
+        raise ValueError(
+            f"input of {size[0]} x {size[1]} is smaller than the window: "
+            f"the output would be {height} x {width} for {geometry}"
+        )
+    if kernels[0] != height or kernels[1] != width:
+        raise ValueError(
+            f"weight must hold a kernel for each of the {height} x {width} output pixels of an "
+            f"input of {size[0]} x {size[1]}, got {kernels[0]} x {kernels[1]}"
+        )
+
+
+def check_dtypes(input: Tensor, weight: Tensor) -> None:
+    """Checks that both tensors have the same, supported dtype.
+
+    Raises:
+        TypeError: If they have not.
+    """
+    for name, tensor in (("input", input), ("weight", weight)):
+        if tensor.dtype not in SUPPORTED_DTYPES:
+            raise TypeError(f"{name} must be one of {SUPPORTED_DTYPES}, got {tensor.dtype}")
+    if input.dtype != weight.dtype:
+        raise TypeError(
+            f"input and weight must have the same dtype, got {input.dtype} and {weight.dtype}"
+        )
