@@ -35,7 +35,8 @@ def involution2d(
     convolution's would be (float64 is left alone). Any memory format and any strides are right; a
     channels_last input gives a channels_last output. Gradients of any order exist. torch.func.vmap
     is served by the same kernels; under torch.func's derivatives, forward-mode differentiation and
-    torch.onnx.export, operators of PyTorch compute the same.
+    torch.onnx.export, operators of PyTorch compute the same. Inside torch.compile the first two are
+    an error.
 
     Args:
         input: Shape (N, C, H, W).

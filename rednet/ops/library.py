@@ -16,6 +16,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 from rednet.ops.backends import select_backend
 from rednet.ops.checks import check_dtypes, check_output_size, check_tensors
@@ -34,6 +35,12 @@ def _channels_last(image: Tensor) -> bool:
 
 
 def _allocate(like: Tensor, channels: int, size: Pair) -> Tensor:
+    if forward_ad._current_level >= 0:
+        # PyTorch would take the output for a constant, in a recorded graph too.
+        raise NotImplementedError(
+            "torch.ops.rednet has no forward-mode derivative; rednet.ops.involution2d has one, "
+            "outside of torch.compile"
+        )
     layout = torch.channels_last if _channels_last(like) else torch.contiguous_format
     shape = (like.shape[0], channels, *size)
     return torch.empty(shape, dtype=like.dtype, device=like.device, memory_format=layout)

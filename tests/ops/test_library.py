@@ -8,6 +8,7 @@ from collections.abc import Iterator
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.autograd import forward_ad
 
 from rednet.ops import involution2d
 from tests.ops.cases import GEOMETRIES, random_tensors
@@ -88,6 +89,15 @@ def test_gradients_refuse_another_outputs_gradient(shape: tuple[int, ...]) -> No
     if shape[1] == 4:  # as many channels as there are: the image that is made has them too
         with pytest.raises(ValueError, match="must"):
             torch.ops.rednet.involution2d_grad_input(grad, weight, (5, 5), *window)
+
+
+@pytest.mark.parametrize("device", ["cpu", "meta"])
+def test_graphs_refuse_forward_mode_derivatives(device: str) -> None:
+    input, weight = (tensor.to(device) for tensor in _random_float32(2, 9, 11))
+    recorded = torch.compile(Operator(), backend="aot_eager")
+    recorded(input, weight)
+    with forward_ad.dual_level(), pytest.raises(NotImplementedError, match="forward-mode"):
+        recorded(forward_ad.make_dual(input, torch.ones_like(input)), weight)
 
 
 @pytest.fixture
