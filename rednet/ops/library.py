@@ -211,7 +211,9 @@ def _register(
 ) -> None:
     qualified = f"{_NAMESPACE}::{name}"
     _library.define(f"{name}({signature}, {_WINDOW}) -> Tensor")
-    _library.impl(name, kernel, "CompositeExplicitAutograd")
+    # Where a compiled function has fallen back to eager, dynamo looks into every call in Python.
+    opaque_kernel = torch.compiler.disable(kernel)
+    _library.impl(name, opaque_kernel, "CompositeExplicitAutograd")
     _library.impl(name, allocate, "Meta")
     if hasattr(torch.library, "register_autograd"):  # torch >= 2.4
         torch.library.register_autograd(qualified, backward, setup_context=_save, lib=_library)

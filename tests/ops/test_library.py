@@ -100,6 +100,18 @@ def test_graphs_refuse_forward_mode_derivatives(device: str) -> None:
         recorded(forward_ad.make_dual(input, torch.ones_like(input)), weight)
 
 
+@pytest.mark.filterwarnings("ignore::UserWarning")
+def test_compile_leaves_the_kernels_alone_after_an_error() -> None:
+    def involve(input: Tensor, weight: Tensor) -> Tensor:
+        return involution2d(input, weight, *SMALL[1:])
+
+    input, weight = _random_float32(2, 9, 11)
+    with pytest.raises(ValueError, match="got 4 x 2"):
+        torch.compile(involve, backend="eager")(input, weight[..., :2])
+    compiled = torch.compile(involve, backend="eager", fullgraph=True)
+    assert torch.equal(compiled(input, weight), involve(input, weight))
+
+
 @pytest.fixture
 def deterministic() -> Iterator[None]:
     torch.use_deterministic_algorithms(True)
