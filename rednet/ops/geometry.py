@@ -39,8 +39,8 @@ def pair(name: str, value: IntOrPair, minimum: int) -> Pair:
 
 
 def _is_integer(number: object) -> bool:
-    # NumPy's integers are Integral too; a traced size is a SymInt.
-    return isinstance(number, (Integral, torch.SymInt)) and not isinstance(number, bool)
+    # NumPy's integers are Integral too, which takes long to find out; a traced size is a SymInt.
+    return isinstance(number, (int, Integral, torch.SymInt)) and not isinstance(number, bool)
 
 
 class Geometry(NamedTuple):
