@@ -208,6 +208,8 @@ def _arguments(parents: list[str], parent: Mapping, scope: str | None) -> set[st
     taken_out = next(
         (keys for suffix, keys in TAKEN_OUT.items() if parents[-1].endswith(suffix)), set()
     )
+    if REGISTRIES.get(parents[0]) is HOOKS:
+        taken_out = {"priority"}
     return {each.name for each in parameters} | taken_out | {"type", "_scope_"}
 
 
