@@ -33,6 +33,7 @@ FORMATS = {"contiguous": torch.contiguous_format, "channels_last": torch.channel
 # Each reaches code that the others do not.
 CASES = {
     "RedNet": Case(Geometry((7, 7), (1, 1), (3, 3), (1, 1)), 2, 64, 4, 14, 14),
+    "RedNet, several bands": Case(Geometry((7, 7), (1, 1), (3, 3), (1, 1)), 1, 32, 2, 24, 24),
     "RedNet, stride 2": Case(Geometry((7, 7), (2, 2), (3, 3), (1, 1)), 1, 32, 2, 15, 13),
     "RedNet's stem": Case(Geometry((3, 3), (1, 1), (1, 1), (1, 1)), 1, 32, 2, 17, 30),
     "tiles that see padding alone": Case(Geometry((1, 3), (1, 1), (20, 1), (1, 1)), 1, 64, 4, 1, 8),
@@ -45,7 +46,7 @@ CASES = {
 # One thread format for each dtype: the index arithmetic has no dtype, the conversions no geometry.
 COMBINATIONS = [
     *((name, torch.float64, format) for name in CASES for format in FORMATS),
-    *(("RedNet", dtype, format) for dtype in DTYPES[1:] for format in FORMATS),
+    *(("RedNet, several bands", dtype, format) for dtype in DTYPES[1:] for format in FORMATS),
 ]
 
 
