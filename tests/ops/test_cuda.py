@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 import re
+import sys
 from collections.abc import Iterator
 from contextlib import nullcontext
 from dataclasses import replace
@@ -284,7 +285,8 @@ def gpu_in_name(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 def _stand_in_for_cupy(monkeypatch: pytest.MonkeyPatch, folder: Path, text: str) -> None:
     (folder / "cupy.py").write_text(text)
     monkeypatch.syspath_prepend(folder)
-    monkeypatch.delitem(__import__("sys").modules, "cupy", raising=False)
+    monkeypatch.setitem(sys.modules, "cupy", None)  # so that what is imported now goes afterwards
+    del sys.modules["cupy"]
 
 
 _CUPY = """
