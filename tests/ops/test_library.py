@@ -13,6 +13,9 @@ from torch.autograd import forward_ad
 from rednet.ops import involution2d
 from tests.ops.cases import GEOMETRIES, random_tensors
 
+# Before torch 2.2 a trace's error does not say what the operator said.
+TRACES_TELL = torch.__version__ >= (2, 2)
+
 SMALL = GEOMETRIES["rectangular, nothing square"]
 
 
@@ -64,7 +67,7 @@ def test_a_trace_refuses_what_the_operator_refuses() -> None:
         (input[..., 1:, 1:], weight): "each of the 3 x 3 output pixels .* got 4 x 4",
         (input, weight.half()): "got torch.float32 and torch.float16",
     }.items():
-        with pytest.raises(RuntimeError, match=message):
+        with pytest.raises(RuntimeError, match=message if TRACES_TELL else None):
             traced(*changed)
 
 
