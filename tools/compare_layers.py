@@ -163,7 +163,7 @@ def _split(data: Data, images_a_class: int, generator: torch.Generator) -> tuple
 def _check_budget(results: list[dict[str, Any]], args: argparse.Namespace) -> None:
     budget = {key: getattr(args, key) for key in BUDGET}
     for result in results:
-        theirs = {key: result[key] for key in budget}
+        theirs = {key: result.get(key) for key in budget}
         if theirs != budget:
             raise UserError(
                 f"{result['layer']} was trained with {theirs}, not with {budget}: give another "
