@@ -9,6 +9,7 @@ import importlib
 import json
 import os
 import platform
+import random
 import runpy
 import statistics
 import time
@@ -142,9 +143,11 @@ class Clock:
         """The times of each action, after two calls that do not count."""
         calls = {name: self._calls_of_a_turn(action) for name, action in actions.items()}
         samples: dict[str, list[float]] = {name: [] for name in actions}
+        # In a new order each turn: what an action leaves in the cache helps or hinders the next.
+        shuffled = random.Random(0)
         for _ in range(turns):
-            for name, action in actions.items():
-                samples[name].append(self._milliseconds(action, calls[name]))
+            for name in shuffled.sample(list(actions), len(actions)):
+                samples[name].append(self._milliseconds(actions[name], calls[name]))
         return {
             name: Times(statistics.median(sample), min(sample)) for name, sample in samples.items()
         }
