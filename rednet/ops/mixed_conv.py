@@ -325,6 +325,25 @@ def _patches(
 # ---- the form that keeps no kernels
 
 
+class _Operands(NamedTuple):
+    """What is convolved: shapes as :func:`_convolve_mixed` takes them."""
+
+    input: Tensor
+    experts: Tensor
+    mixture: Tensor
+    scale: Tensor | None
+    bias: Tensor | None
+
+    def of_filters(self, filters: slice) -> _Operands:
+        """The part that makes these output channels; of a scale that all share, the whole."""
+        scale, bias = self.scale, self.bias
+        return self._replace(
+            experts=self.experts[:, filters],
+            scale=scale if scale is None or scale.shape[1] == 1 else scale[:, filters],
+            bias=None if bias is None else bias[:, filters],
+        )
+
+
 class _InTiles(torch.autograd.Function):
     """Mixes and convolves a tile of samples and filters at a time, in the backward pass as well."""
 
@@ -338,14 +357,13 @@ class _InTiles(torch.autograd.Function):
         window: Window,
         tile: Tile,
     ) -> Tensor:
-        columns = []
+        operands, columns = _Operands(input, experts, mixture, scale, bias), []
         for filters in _ranges(experts.shape[1], tile.filters):
-            own_scale = _of_filters(scale, filters)
-            own_bias = None if bias is None else bias[:, filters]
+            own = operands.of_filters(filters)
             rows = [
-                _convolve(images, _mix(experts[:, filters], shares, factor), summand, window)
+                _convolve(images, _mix(own.experts, shares, factor), summand, window)
                 for images, shares, factor, summand in _split(
-                    tile.samples, input, mixture, own_scale, own_bias
+                    tile.samples, own.input, own.mixture, own.scale, own.bias
                 )
             ]
             columns.append(torch.cat(rows))
@@ -359,7 +377,7 @@ class _InTiles(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         gradients = _differentiable_gradients if torch.is_grad_enabled() else _gradients
-        return *gradients(ctx, grad, *ctx.saved_tensors), None, None
+        return *gradients(ctx, grad, _Operands(*ctx.saved_tensors)), None, None
 
 
 def _ranges(length: int, step: int) -> Iterator[slice]:
@@ -372,27 +390,14 @@ def _split(size: int, *tensors: Tensor | None) -> Iterator[tuple[Any, ...]]:
         yield tuple(None if each is None else each[samples] for each in tensors)
 
 
-def _of_filters(scale: Tensor | None, filters: slice) -> Tensor | None:
-    """The filters' part of a scale, which is the whole of one that they share."""
-    return scale if scale is None or scale.shape[1] == 1 else scale[:, filters]
-
-
-def _differentiable_gradients(
-    ctx: Any,
-    grad: Tensor,
-    input: Tensor,
-    experts: Tensor,
-    mixture: Tensor,
-    scale: Tensor | None,
-    bias: Tensor | None,
-) -> list[Tensor | None]:
+def _differentiable_gradients(ctx: Any, grad: Tensor, operands: _Operands) -> list[Tensor | None]:
     """The gradients that a second derivative is asked of: autograd records them."""
     # Views, because the mixture may itself depend on the input: that is not for here to follow.
-    input, experts, mixture = (each.view_as(each) for each in (input, experts, mixture))
-    scale, bias = (None if each is None else each.view_as(each) for each in (scale, bias))
-    output = _convolve(input, _mix(experts, mixture, scale), bias, ctx.window)
-    is_needed = ctx.needs_input_grad[:5]
-    views = (input, experts, mixture, scale, bias)
+    views = _Operands._make(None if each is None else each.view_as(each) for each in operands)
+    output = _convolve(
+        views.input, _mix(views.experts, views.mixture, views.scale), views.bias, ctx.window
+    )
+    is_needed = ctx.needs_input_grad[: len(views)]
     needed = [
         view for view, needs in zip(views, is_needed, strict=True) if needs and view is not None
     ]
@@ -400,26 +405,13 @@ def _differentiable_gradients(
     return [next(found) if needs else None for needs in is_needed]
 
 
-def _gradients(
-    ctx: Any,
-    grad: Tensor,
-    input: Tensor,
-    experts: Tensor,
-    mixture: Tensor,
-    scale: Tensor | None,
-    bias: Tensor | None,
-) -> tuple[Tensor | None, ...]:
+def _gradients(ctx: Any, grad: Tensor, operands: _Operands) -> tuple[Tensor | None, ...]:
+    experts, scale = operands.experts, operands.scale
     # Contiguous, whatever the experts are: it is filled through flat views of its parts.
     grad_experts = experts.new_empty(experts.shape, dtype=accumulation_dtype(experts.dtype))
     parts = [
         _gradients_of_filters(
-            ctx,
-            grad[:, filters],
-            input,
-            experts[:, filters],
-            mixture,
-            _of_filters(scale, filters),
-            out=grad_experts[:, filters],
+            ctx, grad[:, filters], operands.of_filters(filters), out=grad_experts[:, filters]
         )
         for filters in _ranges(experts.shape[1], ctx.tile.filters)
     ]
@@ -428,20 +420,15 @@ def _gradients(
     if scale is not None:
         grad_scale = _sum(grad_scales) if scale.shape[1] == 1 else torch.cat(grad_scales, 1)
     grad_input = _sum(grad_inputs) if ctx.needs_input_grad[0] else None
-    grad_bias = None if bias is None else grad.sum((2, 3))
+    grad_bias = None if operands.bias is None else grad.sum((2, 3))
     return grad_input, grad_experts.to(experts.dtype), _sum(grad_mixtures), grad_scale, grad_bias
 
 
 def _gradients_of_filters(
-    ctx: Any,
-    grad: Tensor,
-    input: Tensor,
-    experts: Tensor,
-    mixture: Tensor,
-    scale: Tensor | None,
-    out: Tensor,
+    ctx: Any, grad: Tensor, operands: _Operands, out: Tensor
 ) -> list[Tensor | None]:
     """The gradients of input, mixture and scale; that of the experts goes to ``out``."""
+    input, experts, mixture, scale, _ = operands
     rows, out = experts.flatten(1), out.flatten(1)
     grads_of_samples: list[tuple[Tensor | None, ...]] = []
     for grads, images, shares, factor in _split(ctx.tile.samples, grad, input, mixture, scale):

@@ -169,13 +169,14 @@ def test_vmap_and_forward_mode(layout: torch.memory_format, tile: None) -> None:
     tensors, window = _case(GEOMETRIES[1])
     images = torch.stack([tensors["input"], tensors["input"] + 1])
     images = images.flatten(0, 1).contiguous(memory_format=layout).unflatten(0, (2, 3))
-    mixed = partial(_mixed, experts=tensors["experts"], mixture=tensors["mixture"], window=window)
+    kernels = dict(experts=tensors["experts"], mixture=tensors["mixture"], window=window)
+    mixed, reference = partial(_mixed, **kernels), partial(_reference, **kernels)
     outputs = torch.func.vmap(mixed)(images)
     for output, image in zip(outputs, images, strict=True):
-        assert_close(output, mixed(image))
+        assert_close(output, reference(image))
     tangent = torch.randn_like(images[0])
     _, derivative = torch.func.jvp(mixed, (images[0],), (tangent,))
-    assert_close(derivative, mixed(tangent))
+    assert_close(derivative, reference(tangent))
 
 
 def test_experts_of_any_strides(tile: None) -> None:
