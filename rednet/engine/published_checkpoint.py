@@ -17,9 +17,7 @@ from torch import Tensor
 
 from rednet.engine.config_model import build_model
 from rednet.errors import ArgumentError
-from rednet.layers.involution import generated_kernel_size
-
-GROUP_CHANNELS = 16
+from rednet.layers.involution import GROUP_CHANNELS, generated_kernel_size
 
 # What is not in this table keeps its name.
 RENAMED = (

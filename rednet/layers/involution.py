@@ -16,6 +16,10 @@ from rednet.ops.arguments import positive_int
 from rednet.ops.geometry import IntOrPair
 from rednet.registry import CONV_LAYERS
 
+# The published ones.
+GROUP_CHANNELS = 16
+REDUCTION_RATIO = 4
+
 
 @CONV_LAYERS.register_module()
 class Involution2d(ConvLayer):
@@ -66,8 +70,8 @@ class Involution2d(ConvLayer):
         bias: bool = True,
         padding_mode: str = "zeros",
         *,
-        group_channels: int = 16,
-        reduction_ratio: int = 4,
+        group_channels: int = GROUP_CHANNELS,
+        reduction_ratio: int = REDUCTION_RATIO,
         norm_cfg: dict | None = None,
     ) -> None:
         super().__init__(

@@ -10,12 +10,13 @@ import torch
 import torch.utils.checkpoint as checkpoint
 from mmcv.cnn import ConvModule, build_conv_layer, build_norm_layer
 from mmengine.logging import print_log
-from mmengine.model import BaseModule, PretrainedInit, constant_init
+from mmengine.model import BaseModule, constant_init
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from rednet.errors import ArgumentError
-from rednet.layers.involution import Involution2d
+from rednet.layers.involution import GROUP_CHANNELS, REDUCTION_RATIO, Involution2d
+from rednet.models.init_cfg import as_list, is_pretrained, loads_checkpoint
 from rednet.models.stem_kernel import widen_stem_kernel
 from rednet.ops.tracing import is_exporting
 from rednet.registry import MODELS
@@ -30,9 +31,6 @@ STAGE_BLOCKS = {
     152: (3, 8, 36, 3),
 }
 EXPANSION = 4
-# Involution2d's defaults.
-GROUP_CHANNELS = 16
-REDUCTION_RATIO = 4
 
 _FROM_SCRATCH = (
     "RedNet STARTS FROM SCRATCH: no checkpoint was given. Its weights are random, so no stage is "
@@ -220,8 +218,8 @@ class RedNet(BaseModule):
         *,
         kernel_size: int = 7,
     ) -> None:
-        given = [cfg for cfg in _as_list(init_cfg) if not _lacks_checkpoint(cfg)]
-        self.from_scratch = len(given) < len(_as_list(init_cfg))
+        given = [cfg for cfg in as_list(init_cfg) if not _lacks_checkpoint(cfg)]
+        self.from_scratch = len(given) < len(as_list(init_cfg))
         if self.from_scratch:
             init_cfg, frozen_stages, norm_eval = given, -1, False
         super().__init__(init_cfg or _default_init_cfg())
@@ -264,8 +262,7 @@ class RedNet(BaseModule):
         if self.from_scratch:
             print_log(_FROM_SCRATCH, logger="current", level=logging.WARNING)
         super().init_weights()
-        pretrained = map(_is_pretrained, _as_list(self.init_cfg))
-        if self.zero_init_residual and not any(pretrained):
+        if self.zero_init_residual and not loads_checkpoint(self.init_cfg):
             for module in self.modules():
                 if isinstance(module, Bottleneck):
                     constant_init(module.norm3, 0)
@@ -357,16 +354,8 @@ def _stage(
     return nn.Sequential(first, *rest)
 
 
-def _as_list(init_cfg: Any) -> list:
-    return init_cfg if isinstance(init_cfg, list) else [init_cfg]
-
-
-def _is_pretrained(cfg: Any) -> bool:
-    return isinstance(cfg, dict) and cfg.get("type") in ("Pretrained", PretrainedInit)
-
-
 def _lacks_checkpoint(cfg: Any) -> bool:
-    return _is_pretrained(cfg) and cfg.get("checkpoint") is None
+    return is_pretrained(cfg) and cfg.get("checkpoint") is None
 
 
 def _default_init_cfg() -> list[dict]:

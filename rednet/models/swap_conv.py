@@ -8,12 +8,13 @@ from functools import partial
 from typing import Any
 
 from mmcv.cnn import build_conv_layer
-from mmengine.model import BaseModule, PretrainedInit
+from mmengine.model import BaseModule
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from rednet.errors import ArgumentError, first_names
 from rednet.layers.base import ConvLayer
+from rednet.models.init_cfg import loads_checkpoint
 from rednet.models.plain_weights import report_plain_weights
 from rednet.ops.geometry import Pair, pair
 from rednet.registry import CONV_LAYERS, MODELS
@@ -146,12 +147,7 @@ def _init_weights(module: BaseModule) -> None:
 
 def _is_settled(part: nn.Module) -> bool:
     """Whether a part is initialised already or will be from a checkpoint."""
-    if not isinstance(part, BaseModule):
-        return False
-    cfgs = part.init_cfg if isinstance(part.init_cfg, list) else [part.init_cfg]
-    return part.is_init or any(
-        cfg is not None and cfg["type"] in ("Pretrained", PretrainedInit) for cfg in cfgs
-    )
+    return isinstance(part, BaseModule) and (part.is_init or loads_checkpoint(part.init_cfg))
 
 
 def _check_module(module: nn.Module) -> None:
