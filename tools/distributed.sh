@@ -1,0 +1,25 @@
+# What dist_train.sh and dist_test.sh share; they source it.
+
+fail() {
+    echo "error: $1" >&2
+    exit 2
+}
+
+# check_launch CONFIG PROCESSES
+check_launch() {
+    [[ -f $1 ]] || fail "there is no config file $1"
+    [[ $2 =~ ^[1-9][0-9]*$ ]] || fail "PROCESSES must be a number of at least 1, got $2"
+}
+
+# launch PROCESSES TOOL [arguments of the tool]: replaces this process by the launcher.
+launch() {
+    local root
+    root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
+    PYTHONPATH="$root${PYTHONPATH:+:$PYTHONPATH}" exec "${PYTHON:-python}" -m torch.distributed.run \
+        --nnodes="${NNODES:-1}" \
+        --node_rank="${NODE_RANK:-0}" \
+        --master_addr="${MASTER_ADDR:-127.0.0.1}" \
+        --master_port="${PORT:-29500}" \
+        --nproc_per_node="$1" \
+        "$root/tools/$2" "${@:3}"
+}
