@@ -42,13 +42,12 @@ from rednet.engine.benchmark import (
     load_peer,
     measure_rates,
     peak_memory,
-    positive,
     set_up,
     table_head,
     table_row,
     write_results,
 )
-from rednet.engine.command_line import run
+from rednet.engine.command_line import positive, run
 from rednet.errors import UserError
 from rednet.ops import backend, explain_backends, involution2d
 from rednet.ops.dtypes import accumulation_dtype

@@ -28,13 +28,12 @@ from rednet.engine.benchmark import (
     describe_machine,
     in_words,
     load_peer,
-    positive,
     set_up,
     table_head,
     table_row,
     write_results,
 )
-from rednet.engine.command_line import run
+from rednet.engine.command_line import positive, run
 from rednet.errors import UserError
 from rednet.layers.base import registered_layers
 

@@ -41,13 +41,12 @@ from rednet.engine.benchmark import (
     in_words,
     load_peer,
     peak_memory,
-    positive,
     set_up,
     table_head,
     table_row,
     write_results,
 )
-from rednet.engine.command_line import OptionsAction, image_size, run
+from rednet.engine.command_line import add_config_options, image_size, positive, run
 from rednet.engine.config_model import build_model
 from rednet.engine.config_options import read_config
 from rednet.engine.random_batch import random_batch
@@ -107,13 +106,7 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         metavar=("HEIGHT", "WIDTH"),
         help="size of the images (224 224; for detectors 800 1280)",
     )
-    parser.add_argument(
-        "--cfg-options",
-        nargs="+",
-        action=OptionsAction,
-        metavar="KEY=VALUE",
-        help="change fields of the config, as in a.b=1 list='[1,2]'",
-    )
+    add_config_options(parser)
     add_arguments(parser, turns=10)
     args = parser.parse_args(arguments)
     if not args.configs and not args.peer:

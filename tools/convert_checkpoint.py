@@ -13,7 +13,7 @@ from pathlib import Path
 
 import torch
 
-from rednet.engine.command_line import OptionsAction, check_output, run
+from rednet.engine.command_line import add_config_options, check_output, run
 from rednet.engine.config_options import read_config
 from rednet.engine.published_checkpoint import convert
 from rednet.engine.safe_checkpoint import read_state_dict
@@ -48,13 +48,7 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("checkpoint", help="the published file")
     parser.add_argument("output", help="file to write")
     parser.add_argument("--config", help="compare names and shapes with the model of this config")
-    parser.add_argument(
-        "--cfg-options",
-        nargs="+",
-        action=OptionsAction,
-        metavar="KEY=VALUE",
-        help="change fields of the config, as in a.b=1 list='[1,2]'",
-    )
+    add_config_options(parser)
     parser.add_argument(
         "--partial", action="store_true", help="write also if entries are refused or missing"
     )

@@ -13,13 +13,13 @@ from mmengine.config import Config, ConfigDict
 from mmengine.dist import is_main_process
 from mmengine.registry import METRICS
 
-from rednet.engine.benchmark import positive
 from rednet.engine.command_line import (
     add_runner_arguments,
     build_runner,
     check_checkpoint,
     check_output,
     config_parser,
+    positive,
     run,
     set_up_run,
 )

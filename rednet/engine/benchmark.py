@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from rednet.engine.command_line import check_output
+from rednet.engine.command_line import check_output, positive
 from rednet.errors import UserError
 from rednet.version import __version__
 
@@ -55,13 +55,6 @@ def add_arguments(parser: argparse.ArgumentParser, turns: int) -> None:
         help="timed turns of each contender (%(default)s)",
     )
     parser.add_argument("--out", type=_json_file, help="write the results to this .json file too")
-
-
-def positive(text: str) -> int:
-    """Reads a number of an argument that must be at least 1."""
-    if not text.isdigit() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"expected a number of at least 1, got {text!r}")
-    return int(text)
 
 
 def _json_file(text: str) -> Path:

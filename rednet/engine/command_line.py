@@ -90,6 +90,13 @@ class OptionsAction(DictAction):
                 raise UserError(f"{option_string} {value}: its brackets do not close") from error
 
 
+def positive(text: str) -> int:
+    """Reads a number of an argument that must be at least 1."""
+    if not text.isdigit() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"expected a number of at least 1, got {text!r}")
+    return int(text)
+
+
 def config_parser(description: str | None) -> argparse.ArgumentParser:
     """A parser of the arguments that all tools around a config have.
 
@@ -99,6 +106,12 @@ def config_parser(description: str | None) -> argparse.ArgumentParser:
     summary, _, details = (description or "").partition("\n\n")
     parser = argparse.ArgumentParser(description=summary, epilog=details)
     parser.add_argument("config", help="config file, of mmpretrain's or mmdet's form")
+    add_config_options(parser)
+    return parser
+
+
+def add_config_options(parser: argparse.ArgumentParser) -> None:
+    """Adds ``--cfg-options``."""
     parser.add_argument(
         "--cfg-options",
         nargs="+",
@@ -106,7 +119,6 @@ def config_parser(description: str | None) -> argparse.ArgumentParser:
         metavar="KEY=VALUE",
         help="change fields of the config: a.b=1 list='[1,2]' pair='(1,2)' text=x",
     )
-    return parser
 
 
 def add_runner_arguments(parser: argparse.ArgumentParser) -> None:
