@@ -98,6 +98,7 @@ def test_results_do_not_depend_on_the_number_of_threads(threads: None) -> None:
     for count in (1, 2, 3):
         torch.set_num_threads(count)
         results.append(output_and_gradients(*tensors, geometry))
+    assert all(result.any() for result in results[0])
     for others in results[1:]:
         assert all(torch.equal(a, b) for a, b in zip(results[0], others, strict=True))
 
@@ -106,6 +107,7 @@ def test_threads_of_python_do_not_disturb_each_other() -> None:
     geometry = GEOMETRIES["RedNet"]
     cases = [random_case(geometry, (14, 14)) for _ in range(4)]
     expected = [output_and_gradients(*case, geometry) for case in cases]
+    assert all(result.any() for results in expected for result in results)
     results: dict[int, list[Tensor]] = {}
 
     def work(index: int) -> None:
@@ -136,6 +138,7 @@ class Involuted(Dataset):
 def test_workers_of_a_data_loader_can_use_it_after_their_parent() -> None:
     case = random_case(GEOMETRIES["RedNet"], (30, 30))[:2]
     expected = involution2d(*case, padding=3)  # wakes PyTorch's threads, which a fork loses
+    assert expected.any()
     for batch in DataLoader(Involuted(case), num_workers=1, timeout=60):
         assert torch.equal(batch[0], expected)
 
