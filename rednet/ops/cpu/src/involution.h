@@ -9,18 +9,10 @@
 // Compiled once for each instruction set, by baseline.cpp, avx2.cpp and avx512.cpp.
 #pragma once
 
-#include <atomic>
-#include <cstdlib>
-
+#include "arithmetic.h"
 #include "kernels.h"
 #include "numbers.h"
-
-// The threads are those of the OpenMP library that PyTorch has loaded. GOMP_parallel is what GCC makes of "#pragma omp
-// parallel", and every such library has it; clang would call functions that GCC's library lacks.
-extern "C" {
-int omp_get_thread_num(void);
-void GOMP_parallel(void (*run)(void*), void* argument, unsigned threads, unsigned flags);
-}
+#include "operations.h"
 
 namespace rednet {
 
@@ -48,27 +40,14 @@ struct Problem {
 
   int64_t group_channels() const { return channels / groups; }
   int64_t taps() const { return vertical.kernel * horizontal.kernel; }
+
+  int64_t multiply_adds() const { return batch * channels * taps() * vertical.output * horizontal.output; }
 };
 
 template <typename Stored>
 Stored* weight_row(const Problem& problem, int64_t n, int64_t g, int64_t kh, int64_t h) {
   const int64_t* s = problem.weight.strides;
   return static_cast<Stored*>(problem.weight.data) + n * s[0] + g * s[1] + kh * s[2] + h * s[4];
-}
-
-// ---- small arithmetic
-
-inline int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
-
-inline int64_t larger(int64_t a, int64_t b) { return a > b ? a : b; }
-
-inline int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
-
-inline int64_t round_up(int64_t a, int64_t b) { return ceil_div(a, b) * b; }
-
-// Blocks of up to `size` that cover `count` numbers; the last one overlaps its neighbour rather than be shorter.
-inline int64_t block_start(int64_t index, int64_t size, int64_t count) {
-  return larger(0, smaller(index * size, count - size));
 }
 
 // ---- vectors of numbers of any type, `step` apart. A constant count and step make vector code of the usual case.
@@ -320,7 +299,7 @@ void sum_row(const Window<Sum>& window, int64_t first, int64_t end, Sum* to) {
     sum(window, first + block_start(i, Pixels, end - first), to);
 }
 
-// ---- the operators. Each is a number of tasks that run in a zeroed scratch memory of a thread's own.
+// ---- the operations
 
 // What forward and grad_weight share: the image, between rows and columns of zeros.
 template <typename Stored>
@@ -654,75 +633,14 @@ class GradWeight : PaddedImage<Stored> {
   int64_t tap_blocks_, strip_;
 };
 
-// ---- threads
-
-constexpr int64_t kWorkPerThread = 1 << 16;  // multiply-adds worth waking a thread for
-constexpr int64_t kTurnsPerThread = 8;
-
-inline int useful_threads(const Problem& problem, int threads) {
-  const int64_t work = problem.batch * problem.channels * problem.taps() * problem.vertical.output *
-                       problem.horizontal.output;
-  return int(larger(1, smaller(threads, work / kWorkPerThread)));
-}
-
-// Threads take turns of neighbouring tasks: groups of the same rows, which may share cache lines.
-template <typename Operation>
-void work(const Operation& operation, std::atomic<int64_t>& next, int64_t turn,
-          typename Operation::Sum* scratch, int64_t numbers) {
-  std::memset(scratch, 0, numbers * sizeof(*scratch));
-  for (int64_t first; (first = next.fetch_add(turn)) < operation.tasks();) {
-    for (int64_t task = first; task < smaller(first + turn, operation.tasks()); ++task)
-      operation.run(task, scratch);
-  }
-}
-
-// Returns 0, or 1 if memory ran out.
-template <typename Operation>
-int execute(const Problem& problem, int threads) {
-  using Sum = typename Operation::Sum;
-  threads = useful_threads(problem, threads);
-  const Operation operation(problem, threads);
-  threads = int(smaller(threads, operation.tasks()));
-  const int64_t numbers = round_up(operation.scratch(), kLine<Sum>);
-  void* memory;
-  if (posix_memalign(&memory, kLineBytes, threads * numbers * sizeof(Sum))) return 1;
-  Sum* scratch = static_cast<Sum*>(memory);
-  const int64_t turn = ceil_div(operation.tasks(), threads * kTurnsPerThread);
-  std::atomic<int64_t> next(0);
-  auto run = [&](int thread) {
-    work(operation, next, turn, scratch + thread * numbers, numbers);
-  };
-  const auto run_this_thread = [](void* argument) {
-    (*static_cast<decltype(run)*>(argument))(omp_get_thread_num());
-  };
-  if (threads > 1)
-    GOMP_parallel(run_this_thread, &run, unsigned(threads), 0);
-  else
-    run(0);
-  std::free(memory);
-  return 0;
-}
-
 }  // namespace rednet
 
-// ---- what the library exports: rednet_<operator>_<number type>(problem, threads)
+#define REDNET_EXPORT_INVOLUTION(suffix, Stored)                                        \
+  REDNET_EXPORT(rednet_forward_##suffix, rednet::Problem, rednet::Forward<Stored>)      \
+  REDNET_EXPORT(rednet_grad_input_##suffix, rednet::Problem, rednet::GradInput<Stored>) \
+  REDNET_EXPORT(rednet_grad_weight_##suffix, rednet::Problem, rednet::GradWeight<Stored>)
 
-// The checksum of the sources that it was built from.
-extern "C" __attribute__((visibility("default"))) uint32_t rednet_checksum() {
-  return REDNET_CHECKSUM;
-}
-
-#define REDNET_EXPORT(name, Operation, suffix, Stored)                            \
-  extern "C" __attribute__((visibility("default"))) int rednet_##name##_##suffix( \
-      const rednet::Problem* problem, int threads) {                              \
-    return rednet::execute<rednet::Operation<Stored>>(*problem, threads);         \
-  }
-#define REDNET_EXPORT_ALL(suffix, Stored)              \
-  REDNET_EXPORT(forward, Forward, suffix, Stored)      \
-  REDNET_EXPORT(grad_input, GradInput, suffix, Stored) \
-  REDNET_EXPORT(grad_weight, GradWeight, suffix, Stored)
-
-REDNET_EXPORT_ALL(float64, double)
-REDNET_EXPORT_ALL(float32, float)
-REDNET_EXPORT_ALL(float16, rednet::Half)
-REDNET_EXPORT_ALL(bfloat16, rednet::BFloat16)
+REDNET_EXPORT_INVOLUTION(float64, double)
+REDNET_EXPORT_INVOLUTION(float32, float)
+REDNET_EXPORT_INVOLUTION(float16, rednet::Half)
+REDNET_EXPORT_INVOLUTION(bfloat16, rednet::BFloat16)

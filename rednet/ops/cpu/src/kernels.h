@@ -6,12 +6,6 @@
 
 namespace rednet {
 
-constexpr int kLineBytes = 64;
-
-// Numbers in a cache line.
-template <typename Sum>
-constexpr int kLine = kLineBytes / sizeof(Sum);
-
 // Pixels whose sums are made at once: enough for the multiply-adds to keep the processor busy, few enough to fit into
 // its registers (32 vectors with AVX-512 and NEON, 16 else).
 #if defined(__AVX512F__)

@@ -16,6 +16,12 @@ constexpr int kVectorBytes = 32;
 constexpr int kVectorBytes = 16;
 #endif
 
+constexpr int kLineBytes = 64;
+
+// Numbers in a cache line.
+template <typename Number>
+constexpr int kLine = kLineBytes / sizeof(Number);
+
 template <typename Number>
 struct VectorOf {
   typedef Number type __attribute__((vector_size(kVectorBytes)));
