@@ -20,7 +20,8 @@ agree to rounding. docs/variants.md has the measurements.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import functools
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import torch
@@ -30,16 +31,18 @@ from torch import Tensor
 from rednet.ops.autocast import autocast_dtype
 from rednet.ops.dtypes import accumulation_dtype
 from rednet.ops.geometry import Geometry, Pair
-from rednet.ops.tracing import is_compiling, is_exporting, is_transformed
+from rednet.ops.mixing import mix, mix_gradients
+from rednet.ops.tracing import is_batched, is_compiling, is_exporting, is_transformed
 
-# glibc serves tensors of 32 MiB and more with fresh pages each time, whose first touch is slow. Of
-# kernels the convolution makes a copy as large, and no more of the two together stays in the heap.
-_WHOLE_IMAGES_BYTES = 31 * 2**20
-_WHOLE_KERNELS_BYTES = 15 * 2**20
+# glibc serves tensors of 32 MiB and more with fresh pages each time, whose first touch is slow, and
+# of smaller ones it keeps no more than twice as much as the largest that was freed. A convolution
+# makes a copy of kernels, its derivative two and a gradient.
+_HEAP_BYTES = 31 * 2**20
+_LEARNT_HEAP_BYTES = 20 * 2**20
 # Beyond that, tiles whose tensors stay in the cache, with room for the convolution's own copies.
-_TILE_BYTES = 12 * 2**20
+_TILE_BYTES = 10 * 2**20
 # So many samples share a reading of the experts, where a tile has room for their kernels.
-_SHARING = 16
+_SHARING = 8
 # Tiles have a multiple of so many output channels: those of a vector of any CPU's.
 _FILTERS_STEP = 16
 
@@ -128,12 +131,16 @@ def _convolve_mixed(
     if experts.shape[3:] == (1, 1) and window.padding == (0, 0) and window.stride != (1, 1):
         input = input[:, :, :: window.stride[0], :: window.stride[1]]
         window = window._replace(stride=(1, 1))
+    if input.device.type == "cpu":
+        _keep_freed_memory()
     if input.shape[0] == 1 or is_compiling() or is_transformed():
         return _convolve(input, _mix(experts, mixture, scale), bias, window)
-    tile = _tile(input, experts, window)
-    if tile == (input.shape[0], experts.shape[1]):
+    learnt_tile = _tile(input, experts, window, _LEARNT_HEAP_BYTES)
+    if learnt_tile == (input.shape[0], experts.shape[1]):
         return _convolve(input, _mix(experts, mixture, scale), bias, window)
-    return _InTiles.apply(*_autocast(input, experts, mixture, scale, bias), window, tile)
+    tile = _tile(input, experts, window, _HEAP_BYTES)
+    operands = _autocast(input, experts, mixture, scale, bias)
+    return _InTiles.apply(*operands, window, tile, learnt_tile)
 
 
 def _autocast(input: Tensor, *others: Tensor | None) -> tuple[Tensor | None, ...]:
@@ -159,7 +166,13 @@ def _are_kernels_smaller(input: Tensor, kernels: Tensor) -> bool:
     return input.device.type == "cpu" and filters * depth * height * width <= pixels
 
 
-def _tile(input: Tensor, experts: Tensor, window: Window) -> Tile:
+@functools.cache
+def _keep_freed_memory() -> None:
+    """Frees a large block, untouched: glibc keeps memory in proportion to the largest freed."""
+    torch.empty(_HEAP_BYTES, dtype=torch.uint8)
+
+
+def _tile(input: Tensor, experts: Tensor, window: Window, most_kernel_bytes: int) -> Tile:
     """What to convolve at a time: all, if it fits. Other devices than CPUs were not measured."""
     batch, filters = input.shape[0], experts.shape[1]
     if input.device.type != "cpu":
@@ -167,7 +180,7 @@ def _tile(input: Tensor, experts: Tensor, window: Window) -> Tile:
     filter_bytes = experts.shape[2:].numel() * input.element_size()
     kernel_bytes = filters * filter_bytes
     image_bytes = _image_bytes(input, experts, window)
-    if batch * kernel_bytes <= _WHOLE_KERNELS_BYTES and batch * image_bytes <= _WHOLE_IMAGES_BYTES:
+    if batch * kernel_bytes <= most_kernel_bytes and batch * image_bytes <= _HEAP_BYTES:
         return Tile(batch, filters)
     if window.groups == 1 and kernel_bytes > image_bytes:
         room = _TILE_BYTES // (filter_bytes * min(batch, _SHARING))
@@ -188,12 +201,15 @@ def _image_bytes(input: Tensor, experts: Tensor, window: Window) -> int:
     if _is_pointwise((kernel_height, kernel_width), window):
         return 0
     height, width = input.shape[2:]
-    geometry = Geometry(
-        (kernel_height, kernel_width), window.stride, window.padding, window.dilation
-    )
-    output_height, output_width = geometry.output_size(height, width)
+    output_height, output_width = _output_size(input, experts, window)
     numbers = max(input.shape[1] * height * width, experts.shape[1] * output_height * output_width)
     return numbers * input.element_size()
+
+
+def _output_size(input: Tensor, experts: Tensor, window: Window) -> Pair:
+    kernel_size = (experts.shape[3], experts.shape[4])
+    geometry = Geometry(kernel_size, window.stride, window.padding, window.dilation)
+    return geometry.output_size(input.shape[2], input.shape[3])
 
 
 # ---- the kernels
@@ -224,7 +240,7 @@ def _mix(experts: Tensor, mixture: Tensor, scale: Tensor | None) -> Tensor:
 
 
 def _mix_experts(experts: Tensor, mixture: Tensor) -> Tensor:
-    return torch.mm(mixture, experts.flatten(1)).view(mixture.shape[0], *experts.shape[1:])
+    return mix(experts.flatten(1), mixture).view(mixture.shape[0], *experts.shape[1:])
 
 
 def _scaled(kernels: Tensor, scale: Tensor | None) -> Tensor:
@@ -315,9 +331,8 @@ def _patches(
     columns = F.unfold(input, (height, width), dilation, padding, stride)
     columns = columns.unflatten(1, (groups, depth * height * width))
     matrices = kernels.flatten(2).unflatten(1, (groups, channels // groups))
-    geometry = Geometry((height, width), stride, padding, dilation)
-    size = geometry.output_size(input.shape[2], input.shape[3])
     # With the input's own sizes: ONNX's exporter takes those of an unflatten for constants.
+    size = _output_size(input, experts, window)
     output = (matrices @ columns).reshape(input.shape[0], channels, *size)
     return _add_bias(output, bias)
 
@@ -326,7 +341,7 @@ def _patches(
 
 
 class _Operands(NamedTuple):
-    """What is convolved: shapes as :func:`_convolve_mixed` takes them."""
+    """What is convolved, or its gradients: shapes as :func:`_convolve_mixed` takes them."""
 
     input: Tensor
     experts: Tensor
@@ -334,13 +349,25 @@ class _Operands(NamedTuple):
     scale: Tensor | None
     bias: Tensor | None
 
-    def of_filters(self, filters: slice) -> _Operands:
-        """The part that makes these output channels; of a scale that all share, the whole."""
-        scale, bias = self.scale, self.bias
-        return self._replace(
-            experts=self.experts[:, filters],
-            scale=scale if scale is None or scale.shape[1] == 1 else scale[:, filters],
-            bias=None if bias is None else bias[:, filters],
+    def part(self, samples: slice, filters: slice) -> _Operands:
+        """What makes these output channels of these samples, as views."""
+        input, experts, mixture, scale, bias = self
+        if scale is not None:
+            scale = scale[samples] if scale.shape[1] == 1 else scale[samples, filters]
+        bias = None if bias is None else bias[samples, filters]
+        return _Operands(input[samples], experts[:, filters], mixture[samples], scale, bias)
+
+    def gradients(self) -> _Operands:
+        """Tensors to sum up the gradients in, not initialised; bias has none."""
+        input, experts, mixture, scale, _ = self
+        dtype = accumulation_dtype(input.dtype)
+        return _Operands(
+            torch.empty_like(input, dtype=dtype),
+            # Contiguous, whatever the experts are: it is filled through flat views of its parts.
+            experts.new_empty(experts.shape, dtype=dtype),
+            mixture.new_empty(mixture.shape, dtype=dtype),
+            None if scale is None else scale.new_empty(scale.shape, dtype=dtype),
+            None,
         )
 
 
@@ -356,47 +383,58 @@ class _InTiles(torch.autograd.Function):
         bias: Tensor | None,
         window: Window,
         tile: Tile,
+        learnt_tile: Tile,
     ) -> Tensor:
-        operands, columns = _Operands(input, experts, mixture, scale, bias), []
-        for filters in _ranges(experts.shape[1], tile.filters):
-            own = operands.of_filters(filters)
-            rows = [
-                _convolve(images, _mix(own.experts, shares, factor), summand, window)
-                for images, shares, factor, summand in _split(
-                    tile.samples, own.input, own.mixture, own.scale, own.bias
-                )
-            ]
-            columns.append(torch.cat(rows))
-        return torch.cat(columns, dim=1)
+        operands = _Operands(input, experts, mixture, scale, bias)
+        output = _empty_output(input, experts, window)
+        for samples, filters in _tiles(operands, tile):
+            own = operands.part(samples, filters)
+            kernels = _mix(own.experts, own.mixture, own.scale)
+            output[samples, filters] = _convolve(own.input, kernels, own.bias, window)
+        return output
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
         ctx.save_for_backward(*inputs[:5])
-        ctx.window, ctx.tile = inputs[5:]
+        ctx.window, _, ctx.tile = inputs[5:]
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        gradients = _differentiable_gradients if torch.is_grad_enabled() else _gradients
-        return *gradients(ctx, grad, _Operands(*ctx.saved_tensors)), None, None
+        records = torch.is_grad_enabled() or is_batched(grad)
+        gradients = _differentiable_gradients if records else _gradients
+        return *gradients(ctx, grad, _Operands(*ctx.saved_tensors)), None, None, None
+
+
+def _tiles(operands: _Operands, tile: Tile) -> Iterator[tuple[slice, slice]]:
+    """The samples and the filters of each tile; those of the same filters follow each other."""
+    for filters in _ranges(operands.experts.shape[1], tile.filters):
+        for samples in _ranges(len(operands.input), tile.samples):
+            yield samples, filters
 
 
 def _ranges(length: int, step: int) -> Iterator[slice]:
     return (slice(start, start + step) for start in range(0, length, step))
 
 
-def _split(size: int, *tensors: Tensor | None) -> Iterator[tuple[Any, ...]]:
-    batch = next(len(tensor) for tensor in tensors if tensor is not None)
-    for samples in _ranges(batch, size):
-        yield tuple(None if each is None else each[samples] for each in tensors)
+def _empty_output(input: Tensor, experts: Tensor, window: Window) -> Tensor:
+    size = _output_size(input, experts, window)
+    layout = torch.channels_last if _is_channels_last(input) else torch.contiguous_format
+    return torch.empty(
+        (len(input), experts.shape[1], *size),
+        dtype=input.dtype,
+        device=input.device,
+        memory_format=layout,
+    )
 
 
 def _differentiable_gradients(ctx: Any, grad: Tensor, operands: _Operands) -> list[Tensor | None]:
     """The gradients that a second derivative is asked of: autograd records them."""
     # Views, because the mixture may itself depend on the input: that is not for here to follow.
-    views = _Operands._make(None if each is None else each.view_as(each) for each in operands)
-    output = _convolve(
-        views.input, _mix(views.experts, views.mixture, views.scale), views.bias, ctx.window
-    )
+    with torch.enable_grad():
+        views = _Operands._make(None if each is None else each.view_as(each) for each in operands)
+        output = _convolve(
+            views.input, _mix(views.experts, views.mixture, views.scale), views.bias, ctx.window
+        )
     is_needed = ctx.needs_input_grad[: len(views)]
     needed = [
         view for view, needs in zip(views, is_needed, strict=True) if needs and view is not None
@@ -405,52 +443,54 @@ def _differentiable_gradients(ctx: Any, grad: Tensor, operands: _Operands) -> li
     return [next(found) if needs else None for needs in is_needed]
 
 
-def _gradients(ctx: Any, grad: Tensor, operands: _Operands) -> tuple[Tensor | None, ...]:
-    experts, scale = operands.experts, operands.scale
-    # Contiguous, whatever the experts are: it is filled through flat views of its parts.
-    grad_experts = experts.new_empty(experts.shape, dtype=accumulation_dtype(experts.dtype))
-    parts = [
-        _gradients_of_filters(
-            ctx, grad[:, filters], operands.of_filters(filters), out=grad_experts[:, filters]
+def _gradients(ctx: Any, grad: Tensor, operands: _Operands) -> list[Tensor | None]:
+    sums = operands.gradients()
+    for samples, filters in _tiles(operands, ctx.tile):
+        _add_gradients(
+            ctx,
+            grad[samples, filters],
+            operands.part(samples, filters),
+            sums.part(samples, filters),
+            are_first_samples=samples.start == 0,
+            are_first_filters=filters.start == 0,
         )
-        for filters in _ranges(experts.shape[1], ctx.tile.filters)
-    ]
-    grad_inputs, grad_mixtures, grad_scales = zip(*parts, strict=True)
-    grad_scale = None
-    if scale is not None:
-        grad_scale = _sum(grad_scales) if scale.shape[1] == 1 else torch.cat(grad_scales, 1)
-    grad_input = _sum(grad_inputs) if ctx.needs_input_grad[0] else None
-    grad_bias = None if operands.bias is None else grad.sum((2, 3))
-    return grad_input, grad_experts.to(experts.dtype), _sum(grad_mixtures), grad_scale, grad_bias
-
-
-def _gradients_of_filters(
-    ctx: Any, grad: Tensor, operands: _Operands, out: Tensor
-) -> list[Tensor | None]:
-    """The gradients of input, mixture and scale; that of the experts goes to ``out``."""
-    input, experts, mixture, scale, _ = operands
-    rows, out = experts.flatten(1), out.flatten(1)
-    grads_of_samples: list[tuple[Tensor | None, ...]] = []
-    for grads, images, shares, factor in _split(ctx.tile.samples, grad, input, mixture, scale):
-        mixed = _mix_experts(experts, shares)
-        grad_images, grad_kernels = _convolution_gradients(
-            grads, images, _scaled(mixed, factor), ctx
-        )
-        grad_factor = None
-        if factor is not None:
-            grad_factor = (grad_kernels * mixed).sum_to_size(factor.shape)
-        grad_mixed = _scaled(grad_kernels, factor).flatten(1)
-        is_first = not grads_of_samples  # beta=0: out is not initialised
-        out.addmm_(shares.t().to(out.dtype), grad_mixed.to(out.dtype), beta=0 if is_first else 1)
-        grads_of_samples.append((grad_images, grad_mixed @ rows.t(), grad_factor))
+    if operands.bias is not None:
+        sums = sums._replace(bias=grad.sum((2, 3)))
     return [
-        None if parts[0] is None else torch.cat(parts)
-        for parts in zip(*grads_of_samples, strict=True)
+        each.to(grad.dtype) if needs and each is not None else None
+        for each, needs in zip(sums, ctx.needs_input_grad[: len(sums)], strict=True)
     ]
 
 
-def _sum(parts: Sequence[Tensor]) -> Tensor:
-    return parts[0] if len(parts) == 1 else torch.stack(list(parts)).sum(0)
+def _add_gradients(
+    ctx: Any,
+    grad: Tensor,
+    operands: _Operands,
+    sums: _Operands,
+    are_first_samples: bool,
+    are_first_filters: bool,
+) -> None:
+    """Adds the gradients of a tile; its are the first samples and filters that some belong to."""
+    input, experts, mixture, scale, _ = operands
+    mixed = _mix_experts(experts, mixture)
+    grad_input, grad_kernels = _convolution_gradients(grad, input, _scaled(mixed, scale), ctx)
+    if grad_input is not None:
+        _add(grad_input, sums.input, is_first=are_first_filters)
+    if scale is not None and sums.scale is not None:
+        grad_scale = (grad_kernels * mixed).sum_to_size(scale.shape)
+        _add(grad_scale, sums.scale, is_first=are_first_filters or scale.shape[1] > 1)
+    grad_mixture = mix_gradients(
+        _scaled(grad_kernels, scale).flatten(1),
+        experts.flatten(1),
+        mixture,
+        out=sums.experts.flatten(1),
+        adds=not are_first_samples,
+    )
+    _add(grad_mixture, sums.mixture, is_first=are_first_filters)
+
+
+def _add(part: Tensor, total: Tensor, *, is_first: bool) -> None:
+    total.copy_(part) if is_first else total.add_(part)
 
 
 def _convolution_gradients(

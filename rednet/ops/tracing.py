@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import torch
-from torch import _utils
+from torch import Tensor, _utils
 from torch.autograd import forward_ad
 
 # torch.compiler.is_compiling came with torch 2.2, torch.compiler.is_exporting with torch 2.7.
@@ -31,6 +31,17 @@ def is_exporting() -> bool:
 def is_transformed() -> bool:
     """Whether torch.func (grad, vmap ...) or forward-mode differentiation transforms what runs."""
     return forward_ad._current_level >= 0 or torch._C._are_functorch_transforms_active()
+
+
+def is_dispatched() -> bool:
+    """Whether Python looks at every operator that runs: to count FLOPs, for fake tensors ..."""
+    return torch._C._len_torch_dispatch_stack() > 0
+
+
+def is_batched(tensor: Tensor) -> bool:
+    """Whether it is many gradients at once: ``torch.autograd.grad(..., is_grads_batched=True)``."""
+    # The key itself has no name in Python.
+    return "Batched" in repr(torch._C._dispatch_keys(tensor))
 
 
 def takes_plain_operators_alone() -> bool:

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from rednet.ops import mixed_conv
+from rednet.ops import mixed_conv, mixing
 from rednet.ops.geometry import pair
 from rednet.ops.mixed_conv import Factors, Tile, Window, mixed_conv2d
 from tests.tolerances import assert_close
@@ -26,14 +26,20 @@ GEOMETRIES = [
 ]
 
 
-@pytest.fixture(params=["whole", (1, 8), (2, 8), (2, 3)], ids=str)
+@pytest.fixture(params=["plain", "whole", (1, 8), (2, 8), (2, 3)], ids=str)
 def tile(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Runs a test with several numbers of samples and filters that are convolved at a time."""
+    """Runs a test with several numbers of samples and filters that are convolved at a time.
+
+    Their kernels are mixed by the compiled kernel, but for the first.
+    """
+    if request.param == "plain":
+        return
+    monkeypatch.setattr(mixing, "_LEAST_WORK", 0)
     if request.param == "whole":
         return
     samples, filters = request.param
 
-    def fixed_tile(input: Tensor, experts: Tensor, window: Window) -> Tile:
+    def fixed_tile(input: Tensor, experts: Tensor, window: Window, most: int) -> Tile:
         return Tile(samples, filters if window.groups == 1 else experts.shape[1])
 
     monkeypatch.setattr(mixed_conv, "_tile", fixed_tile)
@@ -262,6 +268,19 @@ def test_large_kernels_are_not_kept_for_the_backward_pass() -> None:
     assert sum(kept.values()) <= sum(tensor.numel() for tensor in tensors.values())
 
 
+def test_many_gradients_at_once(tile: None) -> None:
+    tensors, window = _case(GEOMETRIES[1])
+    for tensor in tensors.values():
+        tensor.requires_grad_()
+    output = _mixed(**tensors, window=window)
+    grads = torch.randn(2, *output.shape, dtype=output.dtype)
+    inputs = tuple(tensors.values())
+    actual = torch.autograd.grad(output, inputs, grads, retain_graph=True, is_grads_batched=True)
+    each = [torch.autograd.grad(output, inputs, grad, retain_graph=True) for grad in grads]
+    for together, separate in zip(actual, zip(*each, strict=True), strict=True):
+        assert_close(together, torch.stack(separate))
+
+
 def test_an_empty_batch_keeps_its_gradients() -> None:
     tensors, window = _case(GEOMETRIES[1], batch=0)
     for tensor in tensors.values():
@@ -303,8 +322,8 @@ def test_compile_has_no_graph_break(tile: None) -> None:
     [
         ((1, 512, 7, 7), 512, 1, (1, 512)),  # 9 MB of kernels: all at once
         ((4, 512, 7, 7), 512, 1, (4, 128)),  # 38 MB: a part of the filters of all samples
-        ((64, 512, 7, 7), 512, 1, (16, 32)),
-        ((64, 4096, 1, 1), 20, 1, (5, 16)),  # at least a vector of filters
+        ((64, 512, 7, 7), 512, 1, (8, 64)),
+        ((64, 4096, 1, 1), 20, 1, (4, 16)),  # at least a vector of filters
         ((64, 512, 7, 7), 512, 2, (2, 512)),  # groups are not divided
         ((64, 16, 224, 224), 16, 1, (3, 16)),  # large images: a few of them
         ((2, 16, 512, 512), 16, 1, (1, 16)),  # at least one
@@ -317,7 +336,7 @@ def test_tiles(
     experts = torch.empty(1, 1).expand(4 * channels_out, shape[1] // groups * 9)
     experts = experts.view(4, channels_out, shape[1] // groups, 3, 3)
     window = Window(padding=(1, 1), groups=groups)
-    assert mixed_conv._tile(input, experts, window) == expected
+    assert mixed_conv._tile(input, experts, window, 20 * 2**20) == expected
 
 
 @pytest.mark.parametrize(("side", "on_kernels"), [(2, False), (40, True)])

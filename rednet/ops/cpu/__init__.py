@@ -33,8 +33,7 @@ def grad_weight(
 
 
 def _call(name: str, image: Tensor, weight: Tensor, pixels: Tensor, geometry: Geometry) -> None:
-    dtype = str(image.dtype).removeprefix("torch.")
-    kernel = getattr(library.load(), f"rednet_{name}_{dtype}")
+    kernel = library.kernel(name, image.dtype)
     problem = library.Problem.describe(image, weight, pixels, geometry)
     if kernel(ctypes.byref(problem), torch.get_num_threads()) != 0:
         raise MemoryError(f"no memory for the scratch rows of involution2d's {name}")

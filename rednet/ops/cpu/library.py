@@ -10,6 +10,7 @@ import ctypes
 import functools
 import warnings
 import zlib
+from collections.abc import Callable
 from importlib.machinery import EXTENSION_SUFFIXES
 from pathlib import Path
 
@@ -36,7 +37,7 @@ class _Tensor(ctypes.Structure):
 
 
 class Problem(ctypes.Structure):
-    """The argument of every kernel; src/involution.h has the same structure."""
+    """The argument of involution's kernels; src/involution.h has the same structure."""
 
     _fields_ = [
         ("batch", ctypes.c_int64),
@@ -60,6 +61,50 @@ class Problem(ctypes.Structure):
         return cls(*image.shape[:2], weight.shape[1], vertical, horizontal, *tensors)
 
 
+class _Matrix(ctypes.Structure):
+    _fields_ = [(name, ctypes.c_int64) for name in ("data", "row_step", "column_step")]
+
+    @classmethod
+    def describe(cls, matrix: Tensor | None) -> _Matrix:
+        return cls() if matrix is None else cls(matrix.data_ptr(), *matrix.stride())
+
+
+class Mixture(ctypes.Structure):
+    """The argument of the kernels that mix; src/mixing.h has the same structure."""
+
+    _fields_ = [
+        *((name, ctypes.c_int64) for name in ("samples", "experts", "numbers", "piece")),
+        ("shares", _Matrix),
+        ("expert_rows", _Matrix),
+        ("kernel_rows", _Matrix),
+        ("expert_gradients", _Matrix),
+        ("share_gradients", _Matrix),
+        ("adds", ctypes.c_int64),
+    ]
+
+    @classmethod
+    def describe(
+        cls,
+        experts: Tensor,
+        shares: Tensor,
+        kernels: Tensor,
+        expert_gradients: Tensor | None = None,
+        share_gradients: Tensor | None = None,
+        *,
+        piece: int,
+        adds: bool = False,
+    ) -> Mixture:
+        """Describes tensors of (K, M), (N, K), (N, M) and gradients of (K, M), (pieces, N * K)."""
+        matrices = (shares, experts, kernels, expert_gradients, share_gradients)
+        described = (_Matrix.describe(matrix) for matrix in matrices)
+        return cls(*shares.shape, experts.shape[1], piece, *described, adds)
+
+
+def kernel(name: str, dtype: torch.dtype) -> Callable[..., int]:
+    """The kernel of that name for numbers of that type, of the library that was loaded."""
+    return getattr(load(), f"rednet_{name}_{str(dtype).removeprefix('torch.')}")
+
+
 @functools.cache
 def load() -> ctypes.CDLL | None:
     """The compiled kernels; None, with a warning, where there are none that work."""
@@ -76,7 +121,7 @@ def load() -> ctypes.CDLL | None:
             return library
         problems.append(f"{path.name} was built from other sources")
     warnings.warn(
-        "involution runs without its compiled CPU kernels, which are many times faster: "
+        "rednet runs without its compiled CPU kernels, which make involution many times faster: "
         + ("; ".join(problems) or "they were not built")
         + ". Install rednet again where a C++ compiler (g++ or clang++) is.",
         RuntimeWarning,

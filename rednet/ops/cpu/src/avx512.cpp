@@ -1,2 +1,3 @@
 // For processors with AVX-512 (F, BW, DQ and VL).
 #include "involution.h"
+#include "mixing.h"

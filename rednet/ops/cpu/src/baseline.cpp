@@ -1,2 +1,3 @@
 // For any processor of the architecture: SSE2 on x86-64, NEON on arm64.
 #include "involution.h"
+#include "mixing.h"
