@@ -22,10 +22,11 @@ from rednet.ops.tracing import (
     is_transformed,
 )
 
-# Fewer multiply-adds take less time than calling the compiled kernel does.
-_LEAST_WORK = 2**20
-# More kernels at once, all written to at the same places, would evict each other from the cache.
-_MOST_KERNELS = 8
+# Fewer multiply-adds than these take less time than calling the compiled kernel does.
+_LEAST_WORK = 2**22
+# Kernels are written to all at the same places, where more than a few evict each other from the
+# cache. By the number of kernels up to which it holds, how many multiply-adds it takes to gain.
+_LEAST_WORK_OF_KERNELS = {4: _LEAST_WORK, 8: 2**24}
 
 
 def mix(experts: Tensor, mixture: Tensor) -> Tensor:
@@ -40,7 +41,9 @@ def mix(experts: Tensor, mixture: Tensor) -> Tensor:
     Returns:
         Shape (N, M).
     """
-    if mixture.shape[0] <= _MOST_KERNELS and _is_compiled(experts, mixture):
+    samples, work = mixture.shape[0], mixture.shape[0] * experts.numel()
+    gains = any(samples <= most and work >= least for most, least in _LEAST_WORK_OF_KERNELS.items())
+    if gains and _are_served(experts, mixture):
         return _Mix.apply(experts, mixture)
     return torch.mm(mixture, experts)
 
@@ -60,18 +63,18 @@ def mix_gradients(
     Returns:
         The gradient of the mixture, of its shape.
     """
-    if grad.stride(1) == 1 and _is_compiled(experts, mixture, grad, out):
+    gains = mixture.shape[0] * experts.numel() >= _LEAST_WORK
+    if gains and grad.stride(1) == 1 and _are_served(experts, mixture, grad, out):
         return compiled.mix_gradients(grad, experts, mixture, out, adds)
     out.addmm_(mixture.t().to(out.dtype), grad.to(out.dtype), beta=1 if adds else 0)
     return grad @ experts.t()
 
 
-def _is_compiled(experts: Tensor, mixture: Tensor, *others: Tensor) -> bool:
-    """Whether the compiled kernels serve these tensors, here and now, and are worth the call."""
+def _are_served(experts: Tensor, mixture: Tensor, *others: Tensor) -> bool:
+    """Whether the compiled kernels serve these tensors, here and now."""
     tensors = (experts, mixture, *others)
     return (
-        mixture.shape[0] * experts.numel() >= _LEAST_WORK
-        and all(type(each) in (Tensor, nn.Parameter) for each in tensors)
+        all(type(each) in (Tensor, nn.Parameter) for each in tensors)
         and all(each.dtype == experts.dtype and each.device.type == "cpu" for each in tensors)
         and experts.dtype in compiled.DTYPES
         and experts.stride(1) == 1

@@ -35,6 +35,7 @@ def tile(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Non
     if request.param == "plain":
         return
     monkeypatch.setattr(mixing, "_LEAST_WORK", 0)
+    monkeypatch.setattr(mixing, "_LEAST_WORK_OF_KERNELS", {8: 0})
     if request.param == "whole":
         return
     samples, filters = request.param

@@ -27,6 +27,7 @@ needs_builds = pytest.mark.skipif(not BUILDS, reason="rednet was installed witho
 def worthwhile(monkeypatch: pytest.MonkeyPatch) -> None:
     """The compiled kernels serve tensors of any size."""
     monkeypatch.setattr(mixing, "_LEAST_WORK", 0)
+    monkeypatch.setattr(mixing, "_LEAST_WORK_OF_KERNELS", {8: 0})
 
 
 @pytest.fixture(params=BUILDS, ids=BUILD_NAMES)
@@ -61,7 +62,7 @@ def test_every_instruction_set_mixes(
 ) -> None:
     experts, mixture, _ = _case(*size, dtype)
     kernels = mix(experts, mixture)
-    assert mixing._is_compiled(experts, mixture)
+    assert mixing._are_served(experts, mixture)
     assert kernels.dtype == dtype
     assert_close(kernels, mixture.double() @ experts.double())
 
@@ -116,21 +117,36 @@ def test_results_do_not_depend_on_the_number_of_threads(threads: None) -> None:
 
 
 @needs_builds
-def test_what_the_compiled_kernels_leave_to_pytorch(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_the_compiled_kernels_leave_to_pytorch() -> None:
     experts, mixture, _ = _case(4, 4, 64)
-    assert mixing._is_compiled(experts, mixture)
-    assert mixing._is_compiled(nn.Parameter(experts), mixture)
-    assert not mixing._is_compiled(experts.bfloat16(), mixture.bfloat16())
-    assert not mixing._is_compiled(experts, mixture.double())
-    assert not mixing._is_compiled(experts.to("meta"), mixture.to("meta"))
-    assert not mixing._is_compiled(experts.t().contiguous().t(), mixture)
-    for samples, function in ((8, "_MixBackward"), (9, "MmBackward0")):
-        kernels = mix(experts.requires_grad_(), torch.ones(samples, 4))
-        assert type(kernels.grad_fn).__name__ == function
+    assert mixing._are_served(experts, mixture)
+    assert mixing._are_served(nn.Parameter(experts), mixture)
+    assert not mixing._are_served(experts.bfloat16(), mixture.bfloat16())
+    assert not mixing._are_served(experts, mixture.double())
+    assert not mixing._are_served(experts.to("meta"), mixture.to("meta"))
+    assert not mixing._are_served(experts.t().contiguous().t(), mixture)
     with torch.autocast("cpu", dtype=torch.bfloat16):
         assert mix(experts, mixture).dtype == torch.bfloat16
-    monkeypatch.setattr(mixing, "_LEAST_WORK", 2**20)
-    assert not mixing._is_compiled(experts, mixture)
+
+
+@needs_builds
+@pytest.mark.parametrize(
+    ("samples", "numbers", "function"),
+    [
+        (1, 2**20, "_MixBackward"),
+        (4, 2**18, "_MixBackward"),
+        (4, 2**17, "MmBackward0"),  # little work
+        (5, 2**18, "MmBackward0"),
+        (8, 2**19, "_MixBackward"),
+        (9, 2**20, "MmBackward0"),  # many kernels
+    ],
+)
+def test_where_the_compiled_kernel_gains(
+    samples: int, numbers: int, function: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.undo()
+    experts = torch.ones(4, 1).expand(4, numbers).contiguous().requires_grad_()
+    assert type(mix(experts, torch.ones(samples, 4)).grad_fn).__name__ == function
 
 
 def test_without_compiled_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
