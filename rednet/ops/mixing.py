@@ -22,11 +22,11 @@ from rednet.ops.tracing import (
     is_transformed,
 )
 
-# Fewer multiply-adds than these take less time than calling the compiled kernel does.
+# Gradients of fewer multiply-adds take less time than calling the compiled kernel does.
 _LEAST_WORK = 2**22
-# Kernels are written to all at the same places, where more than a few evict each other from the
-# cache. By the number of kernels up to which it holds, how many multiply-adds it takes to gain.
-_LEAST_WORK_OF_KERNELS = {4: _LEAST_WORK, 8: 2**24}
+# The same for mixing, by the most kernels that it holds for: they are written to all at the same
+# places, where many evict each other from the cache.
+_LEAST_WORK_OF_KERNELS = {4: 2**21, 8: 2**24}
 
 
 def mix(experts: Tensor, mixture: Tensor) -> Tensor:
