@@ -131,7 +131,7 @@ def _convolve_mixed(
     if experts.shape[3:] == (1, 1) and window.padding == (0, 0) and window.stride != (1, 1):
         input = input[:, :, :: window.stride[0], :: window.stride[1]]
         window = window._replace(stride=(1, 1))
-    if input.device.type == "cpu":
+    if not is_compiling() and input.device.type == "cpu":
         _keep_freed_memory()
     if input.shape[0] == 1 or is_compiling() or is_transformed():
         return _convolve(input, _mix(experts, mixture, scale), bias, window)
