@@ -41,9 +41,9 @@ def mix(experts: Tensor, mixture: Tensor) -> Tensor:
     Returns:
         Shape (N, M).
     """
-    samples, work = mixture.shape[0], mixture.shape[0] * experts.numel()
-    gains = any(samples <= most and work >= least for most, least in _LEAST_WORK_OF_KERNELS.items())
-    if gains and _are_served(experts, mixture):
+    # Before anything depends on the sizes: compiled graphs serve others too.
+    is_eager = not is_compiling()
+    if is_eager and _mixing_gains(len(mixture), experts.numel()) and _are_served(experts, mixture):
         return _Mix.apply(experts, mixture)
     return torch.mm(mixture, experts)
 
@@ -70,16 +70,21 @@ def mix_gradients(
     return grad @ experts.t()
 
 
+def _mixing_gains(samples: int, numbers: int) -> bool:
+    work = samples * numbers
+    return any(samples <= most and work >= least for most, least in _LEAST_WORK_OF_KERNELS.items())
+
+
 def _are_served(experts: Tensor, mixture: Tensor, *others: Tensor) -> bool:
     """Whether the compiled kernels serve these tensors, here and now."""
     tensors = (experts, mixture, *others)
     return (
-        all(type(each) in (Tensor, nn.Parameter) for each in tensors)
+        not (is_compiling() or is_exporting() or is_transformed() or is_dispatched())
+        and all(type(each) in (Tensor, nn.Parameter) for each in tensors)
         and all(each.dtype == experts.dtype and each.device.type == "cpu" for each in tensors)
         and experts.dtype in compiled.DTYPES
         and experts.stride(1) == 1
         and autocast_dtype("cpu") is None
-        and not (is_compiling() or is_exporting() or is_transformed() or is_dispatched())
         and library.load() is not None
     )
 
