@@ -35,7 +35,7 @@ from rednet import swap_conv
 from rednet.datasets import Digits
 from rednet.datasets.digits import SPLITS
 from rednet.engine.benchmark import Action, Clock
-from rednet.engine.command_line import check_output, run
+from rednet.engine.command_line import check_output, positive, run
 from rednet.engine.complexity import measure
 from rednet.engine.temperature_hook import layers_with_temperature
 from rednet.errors import ArgumentError, UserError
@@ -113,9 +113,11 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--layers", nargs="+", help=f"registered types or {CONVOLUTION}; all")
-    parser.add_argument("--seeds", type=int, default=3, help="trainings of each layer")
-    parser.add_argument("--images", type=int, default=20, help="images of each class to train on")
-    parser.add_argument("--steps", type=int, default=300, help="steps of each training")
+    parser.add_argument("--seeds", type=positive, default=3, help="trainings of each layer")
+    parser.add_argument(
+        "--images", type=positive, default=20, help="images of each class to train on"
+    )
+    parser.add_argument("--steps", type=positive, default=300, help="steps of each training")
     parser.add_argument(
         "--cooling",
         type=float,
@@ -123,7 +125,7 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         help="share of the steps in which temperatures fall from 30 to 1 (%(default)s); "
         "publications take 10 of 100 epochs, but a tenth of a few hundred steps is too short",
     )
-    parser.add_argument("--threads", type=int, help="CPU threads; default: PyTorch's choice")
+    parser.add_argument("--threads", type=positive, help="CPU threads; default: PyTorch's choice")
     parser.add_argument(
         "--out",
         type=Path,

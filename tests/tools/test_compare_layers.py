@@ -49,3 +49,10 @@ def test_a_seed_gives_every_network_the_same_images() -> None:
 def test_a_layer_that_is_none(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     assert run(compare_layers.main, ["--layers", "Conv", "--out", str(tmp_path)]) == 2
     assert "--layers must be among nn.Conv2d, ACBlock" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("option", ["--seeds", "--images", "--steps", "--threads"])
+def test_numbers_are_at_least_1(option: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        compare_layers.main([option, "0"])
+    assert f"{option}: expected a number of at least 1, got '0'" in capsys.readouterr().err
