@@ -9,8 +9,13 @@ import torch
 from torch import Tensor
 
 from rednet.ops import involution2d, reference
+from rednet.ops.cpu import library
 from rednet.ops.geometry import Geometry
 from tests.tolerances import assert_close
+
+# The builds of the compiled CPU kernels that this processor can run.
+BUILDS = library._candidates()
+BUILD_NAMES = [path.name.partition(".")[0] for path in BUILDS]
 
 GEOMETRIES = {
     "RedNet": Geometry((7, 7), (1, 1), (3, 3), (1, 1)),

@@ -20,12 +20,10 @@ from rednet.ops import involution2d
 from rednet.ops.backends import select_backend
 from rednet.ops.cpu import library
 from rednet.ops.geometry import Geometry
-from tests.ops.cases import GEOMETRIES, output_and_gradients
+from tests.ops.cases import BUILD_NAMES, BUILDS, GEOMETRIES, output_and_gradients
 from tests.tolerances import assert_close
 
 CPU = torch.device("cpu")
-BUILDS = library._candidates()
-BUILD_NAMES = [path.name.partition(".")[0] for path in BUILDS]
 
 pytestmark = pytest.mark.skipif(not BUILDS, reason="rednet was installed without a C++ compiler")
 
@@ -34,13 +32,6 @@ pytestmark = pytest.mark.skipif(not BUILDS, reason="rednet was installed without
 def forced() -> Iterator[None]:
     with ops.backend("cpu"):
         yield
-
-
-@pytest.fixture
-def threads() -> Iterator[None]:
-    before = torch.get_num_threads()
-    yield
-    torch.set_num_threads(before)
 
 
 def random_case(

@@ -5,8 +5,6 @@ docs/cpu_kernel.md explains the design.
 
 from __future__ import annotations
 
-import ctypes
-
 import torch
 from torch import Tensor
 
@@ -33,10 +31,7 @@ def grad_weight(
 
 
 def _call(name: str, image: Tensor, weight: Tensor, pixels: Tensor, geometry: Geometry) -> None:
-    kernel = library.kernel(name, image.dtype)
-    problem = library.Problem.describe(image, weight, pixels, geometry)
-    if kernel(ctypes.byref(problem), torch.get_num_threads()) != 0:
-        raise MemoryError(f"no memory for the scratch rows of involution2d's {name}")
+    library.call(name, image.dtype, library.Problem.describe(image, weight, pixels, geometry))
 
 
 def _why_not(device: torch.device, dtype: torch.dtype) -> str | None:

@@ -10,7 +10,6 @@ import ctypes
 import functools
 import warnings
 import zlib
-from collections.abc import Callable
 from importlib.machinery import EXTENSION_SUFFIXES
 from pathlib import Path
 
@@ -100,9 +99,11 @@ class Mixture(ctypes.Structure):
         return cls(*shares.shape, experts.shape[1], piece, *described, adds)
 
 
-def kernel(name: str, dtype: torch.dtype) -> Callable[..., int]:
-    """The kernel of that name for numbers of that type, of the library that was loaded."""
-    return getattr(load(), f"rednet_{name}_{str(dtype).removeprefix('torch.')}")
+def call(name: str, dtype: torch.dtype, argument: ctypes.Structure) -> None:
+    """Runs the loaded library's kernel of that name for numbers of that type."""
+    kernel = getattr(load(), f"rednet_{name}_{str(dtype).removeprefix('torch.')}")
+    if kernel(ctypes.byref(argument), torch.get_num_threads()) != 0:
+        raise MemoryError(f"no memory for the scratch rows of the CPU kernel {name}")
 
 
 @functools.cache

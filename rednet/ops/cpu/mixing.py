@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
-
 import torch
 from torch import Tensor
 
@@ -17,7 +15,7 @@ _PIECE = 2048
 def mix(experts: Tensor, mixture: Tensor, kernels: Tensor) -> None:
     """Fills ``kernels``, (N, M), with the product of ``mixture``, (N, K), and experts, (K, M)."""
     mixed = library.Mixture.describe(experts, mixture, kernels, piece=_PIECE)
-    _call("mix", experts.dtype, mixed)
+    library.call("mix", experts.dtype, mixed)
 
 
 def mix_gradients(
@@ -29,11 +27,5 @@ def mix_gradients(
     mixed = library.Mixture.describe(
         experts, mixture, grad, grad_experts, parts, piece=_PIECE, adds=adds
     )
-    _call("mix_gradients", experts.dtype, mixed)
+    library.call("mix_gradients", experts.dtype, mixed)
     return parts.sum(0).view(mixture.shape)
-
-
-def _call(name: str, dtype: torch.dtype, mixture: library.Mixture) -> None:
-    kernel = library.kernel(name, dtype)
-    if kernel(ctypes.byref(mixture), torch.get_num_threads()) != 0:
-        raise MemoryError(f"no memory for the threads of {name}")
