@@ -14,7 +14,7 @@ from setuptools import Extension, setup
 
 SOURCES = Path("rednet", "ops", "cpu", "src")
 FILES = sorted(path for end in ("h", "cpp") for path in SOURCES.glob(f"[!.]*.{end}"))
-# rednet/ops/cpu/library.py compares it with the sources that it finds.
+# rednet/ops/cpu/loader.py compares it with the sources that it finds.
 CHECKSUM = zlib.crc32(b"".join(path.read_bytes() for path in FILES))
 INSTRUCTION_SETS = {
     "baseline": [],

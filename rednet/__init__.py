@@ -3,13 +3,16 @@
 Importing this package registers everything it offers.
 """
 
-from rednet import datasets, engine, layers, models, ops
-from rednet.models import swap_conv, switch_to_deploy
+from rednet import checkpoint, datasets, deploy, engine, layers, models, ops
+from rednet.deploy import switch_to_deploy
+from rednet.models import swap_conv
 from rednet.version import __version__
 
 __all__ = [
     "__version__",
+    "checkpoint",
     "datasets",
+    "deploy",
     "engine",
     "layers",
     "models",

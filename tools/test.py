@@ -13,19 +13,13 @@ from mmengine.config import Config, ConfigDict
 from mmengine.dist import is_main_process
 from mmengine.registry import METRICS
 
-from rednet.engine.command_line import (
-    add_runner_arguments,
-    build_runner,
-    check_checkpoint,
-    check_output,
-    config_parser,
-    positive,
-    run,
-    set_up_run,
-)
-from rednet.engine.config_options import read_config
-from rednet.engine.launch import set_up_cpu_processes
-from rednet.engine.preflight import check_config, fields
+from rednet.cli.arguments import add_runner_arguments, config_parser, positive
+from rednet.cli.command import run
+from rednet.cli.config import read_config
+from rednet.cli.paths import check_checkpoint, check_output
+from rednet.cli.preflight import check_config, fields
+from rednet.cli.processes import set_up_cpu_processes
+from rednet.cli.runner import build_runner, set_up_run
 from rednet.errors import UserError
 
 FLIP_META = ("flip", "flip_direction")

@@ -10,17 +10,13 @@ from mmengine.config import Config
 from mmengine.device import get_device
 from mmengine.runner import Runner, find_latest_checkpoint
 
-from rednet.engine.command_line import (
-    add_runner_arguments,
-    build_runner,
-    check_checkpoint,
-    config_parser,
-    run,
-    set_up_run,
-)
-from rednet.engine.config_options import read_config
-from rednet.engine.launch import set_up_cpu_processes
-from rednet.engine.preflight import check_config
+from rednet.cli.arguments import add_runner_arguments, config_parser
+from rednet.cli.command import run
+from rednet.cli.config import read_config
+from rednet.cli.paths import check_checkpoint
+from rednet.cli.preflight import check_config
+from rednet.cli.processes import set_up_cpu_processes
+from rednet.cli.runner import build_runner, set_up_run
 from rednet.errors import UserError
 
 

@@ -1,7 +1,7 @@
 """ResNet-18 with ACBlocks in place of its 3 x 3 convolutions: 19.03M parameters in training.
 
-tools/switch_to_deploy.py makes a plain ResNet-18 of the trained model. The published recipe: 100
-epochs, batch 256, cosine decay from 0.1, every branch's batch norm starting at 1.
+tools/model_converters/switch_to_deploy.py merges the branches of the trained model. The published
+recipe: 100 epochs, batch 256, cosine decay from 0.1, every branch's batch norm starting at 1.
 """
 
 _base_ = [

@@ -1,9 +1,5 @@
-"""Hooks for mmengine's Runner, and what the tools share.
+"""Hooks for mmengine's Runner."""
 
-That is configs and their checks, checkpoints, FLOPs, export to ONNX and benchmarks.
-"""
-
-from rednet.engine import safe_checkpoint
 from rednet.engine.backbone_checkpoint_hook import BackboneCheckpointHook
 from rednet.engine.confusion_matrix_hook import ConfusionMatrixHook
 from rednet.engine.frozen_weights_hook import FrozenWeightsHook
@@ -16,5 +12,4 @@ __all__ = [
     "FrozenWeightsHook",
     "TemperatureAnnealHook",
     "TrainingCurveHook",
-    "safe_checkpoint",
 ]

@@ -8,7 +8,7 @@ from mmengine.hooks import EMAHook, Hook
 from mmengine.runner import Runner
 from torch import nn
 
-from rednet.ops.arguments import positive_int, positive_number
+from rednet.arguments import positive_int, positive_number
 from rednet.registry import HOOKS
 
 # The scalar of the message hub, and so of the log and the visualiser.

@@ -8,8 +8,8 @@ from typing import Any
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from rednet.arguments import positive_int
 from rednet.errors import ArgumentError
-from rednet.ops.arguments import positive_int
 from rednet.ops.geometry import Geometry, IntOrPair, Pair, pair
 from rednet.registry import CONV_LAYERS
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from rednet.arguments import positive_int
 from rednet.layers.mixture import MixtureConvLayer
-from rednet.ops.arguments import positive_int
 from rednet.ops.geometry import IntOrPair
 from rednet.registry import CONV_LAYERS
 

@@ -7,9 +7,9 @@ import torch.nn.functional as F
 from mmengine.model import kaiming_init
 from torch import Tensor, nn
 
+from rednet.arguments import positive_int, positive_number
 from rednet.layers.base import pointwise
 from rednet.layers.mixture import MixtureConvLayer
-from rednet.ops.arguments import positive_int, positive_number
 from rednet.ops.geometry import IntOrPair
 from rednet.registry import CONV_LAYERS
 

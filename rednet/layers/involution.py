@@ -9,10 +9,10 @@ from mmcv.cnn import ConvModule
 from mmengine.model import kaiming_init
 from torch import Tensor, nn
 
+from rednet.arguments import positive_int
 from rednet.errors import ArgumentError
 from rednet.layers.base import ConvLayer
 from rednet.ops import involution2d
-from rednet.ops.arguments import positive_int
 from rednet.ops.geometry import IntOrPair
 from rednet.registry import CONV_LAYERS
 

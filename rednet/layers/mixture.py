@@ -8,10 +8,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from rednet.arguments import positive_number
 from rednet.layers.base import ConvLayer
-from rednet.ops.arguments import positive_number
+from rednet.ops.expert_conv.expert_conv import Factors, Window, expert_conv2d
 from rednet.ops.geometry import IntOrPair
-from rednet.ops.mixed_conv import Factors, Window, mixed_conv2d
 
 
 class MixtureConvLayer(ConvLayer):
@@ -76,7 +76,7 @@ class MixtureConvLayer(ConvLayer):
         """Convolves each image with its mixture of the experts, (N, K), padding mode included."""
         padded, padding = self.pad(input)
         window = Window(self.stride, padding, self.dilation, self.groups)
-        return mixed_conv2d(padded, self.weight, mixture, bias, factors, window)
+        return expert_conv2d(padded, self.weight, mixture, bias, factors, window)
 
     def repeated_state(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
         """A plain convolution's weight for every expert, and its bias in the shape of this layer's.

@@ -7,11 +7,11 @@ import torch.nn.functional as F
 from mmengine.model import constant_init, kaiming_init
 from torch import Tensor, nn
 
+from rednet.arguments import positive_int, positive_number
 from rednet.layers.base import pointwise
 from rednet.layers.mixture import MixtureConvLayer
-from rednet.ops.arguments import positive_int, positive_number
+from rednet.ops.expert_conv.expert_conv import Factors
 from rednet.ops.geometry import IntOrPair
-from rednet.ops.mixed_conv import Factors
 from rednet.registry import CONV_LAYERS
 
 

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from rednet.errors import MissingDependencyError
 from rednet.layers.base import global_average
 from rednet.layers.conv_aws import StandardisedConv, standardised_state
-from rednet.layers.padding import pad_image
+from rednet.layers.image_padding import pad_image
 from rednet.ops.dtypes import accumulation_dtype
 from rednet.ops.geometry import IntOrPair, Pair
 from rednet.registry import CONV_LAYERS

@@ -6,10 +6,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from rednet.arguments import positive_number
 from rednet.errors import ArgumentError
 from rednet.layers.base import ConvLayer, global_average
 from rednet.layers.folding import fold, scale_and_shift
-from rednet.ops.arguments import positive_number
 from rednet.ops.geometry import IntOrPair
 from rednet.registry import CONV_LAYERS
 

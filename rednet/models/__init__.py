@@ -1,7 +1,6 @@
 """Backbones and model surgery."""
 
 from rednet.models.conv_cls_head import build_conv_cls_head
-from rednet.models.deploy import switch_to_deploy
 from rednet.models.dropout_cls_head import build_dropout_cls_head
 from rednet.models.model_index import register_models
 from rednet.models.rednet import RedNet
@@ -14,5 +13,4 @@ __all__ = [
     "build_conv_cls_head",
     "build_dropout_cls_head",
     "swap_conv",
-    "switch_to_deploy",
 ]

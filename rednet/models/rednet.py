@@ -17,7 +17,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from rednet.errors import ArgumentError
 from rednet.layers.involution import GROUP_CHANNELS, REDUCTION_RATIO, Involution2d
 from rednet.models.init_cfg import as_list, is_pretrained, loads_checkpoint
-from rednet.models.stem_kernel import widen_stem_kernel
+from rednet.models.widen_stem import widen_stem_kernel
 from rednet.ops.tracing import is_exporting
 from rednet.registry import MODELS
 

@@ -12,10 +12,10 @@ from mmengine.model import BaseModule
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
+from rednet.checkpoint.plain_weights import report_plain_weights
 from rednet.errors import ArgumentError, first_names
 from rednet.layers.base import ConvLayer
 from rednet.models.init_cfg import loads_checkpoint
-from rednet.models.plain_weights import report_plain_weights
 from rednet.ops.geometry import Pair, pair
 from rednet.registry import CONV_LAYERS, MODELS
 

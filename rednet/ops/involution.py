@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-import rednet.ops.library  # noqa: F401  (defines torch.ops.rednet)
-from rednet.ops import composite
+import rednet.ops.torch_library  # noqa: F401  (defines torch.ops.rednet)
+from rednet.ops import decomposition
 from rednet.ops.autocast import autocast_dtype
 from rednet.ops.checks import check_dtypes, check_output_size, check_tensors
 from rednet.ops.geometry import Geometry, IntOrPair, pair
@@ -65,7 +65,7 @@ def involution2d(
     input, weight = _autocast(input, weight)
     check_dtypes(input, weight)
     if takes_plain_operators_alone():
-        return composite.involution2d(input, weight, geometry)
+        return decomposition.involution2d(input, weight, geometry)
     return torch.ops.rednet.involution2d(
         input, weight, geometry.stride, geometry.padding, geometry.dilation
     )

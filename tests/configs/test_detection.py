@@ -10,8 +10,8 @@ from mmengine.optim import build_optim_wrapper
 from mmengine.registry import MODELS, DefaultScope
 from torch import nn
 
-from rednet.engine.config_options import read_config
-from rednet.engine.random_batch import random_batch
+from rednet.cli.config import read_config
+from rednet.cli.random_batch import random_batch
 from rednet.layers import Involution2d
 
 mmdet = pytest.importorskip("mmdet", reason="detectors need mmdet")

@@ -13,7 +13,7 @@ from mmengine.registry import MODELS, DefaultScope
 from mmengine.structures import InstanceData
 from torch import nn
 
-from rednet.engine.random_batch import random_batch
+from rednet.cli.random_batch import random_batch
 
 pytest.importorskip("mmdet", reason="detectors need mmdet")
 

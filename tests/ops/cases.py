@@ -9,12 +9,12 @@ import torch
 from torch import Tensor
 
 from rednet.ops import involution2d, reference
-from rednet.ops.cpu import library
+from rednet.ops.cpu import loader
 from rednet.ops.geometry import Geometry
 from tests.tolerances import assert_close
 
 # The builds of the compiled CPU kernels that this processor can run.
-BUILDS = library._candidates()
+BUILDS = loader._candidates()
 BUILD_NAMES = [path.name.partition(".")[0] for path in BUILDS]
 
 GEOMETRIES = {

@@ -18,7 +18,7 @@ from torch.utils.data import DataLoader, Dataset
 from rednet import ops
 from rednet.ops import involution2d
 from rednet.ops.backends import select_backend
-from rednet.ops.cpu import library
+from rednet.ops.cpu import loader
 from rednet.ops.geometry import Geometry
 from tests.ops.cases import BUILD_NAMES, BUILDS, GEOMETRIES, output_and_gradients
 from tests.tolerances import assert_close
@@ -57,7 +57,7 @@ def test_every_instruction_set_is_right(
     with ops.backend("reference"):
         expected = output_and_gradients(*(tensor.double() for tensor in tensors), geometry)
     compiled = ctypes.CDLL(str(build))
-    monkeypatch.setattr(library, "load", lambda: compiled)
+    monkeypatch.setattr(loader, "load", lambda: compiled)
     for actual, exact in zip(output_and_gradients(*tensors, geometry), expected, strict=True):
         assert_close(actual, exact)
 
@@ -143,9 +143,9 @@ def test_no_build_brings_an_openmp_of_its_own(build: Path) -> None:
 
 @pytest.fixture
 def fresh_load() -> Iterator[None]:
-    library.load.cache_clear()
+    loader.load.cache_clear()
     yield
-    library.load.cache_clear()
+    loader.load.cache_clear()
 
 
 def _assert_fallback_with_one_warning(message: str) -> None:
@@ -159,14 +159,14 @@ def _assert_fallback_with_one_warning(message: str) -> None:
 def test_without_kernels_there_is_one_warning(
     fresh_load: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(library, "_candidates", lambda: [])
+    monkeypatch.setattr(loader, "_candidates", lambda: [])
     _assert_fallback_with_one_warning("they were not built. Install rednet again")
 
 
 def test_kernels_of_other_sources_are_not_used(
     fresh_load: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(library, "_checksum", lambda: 0)
+    monkeypatch.setattr(loader, "_checksum", lambda: 0)
     _assert_fallback_with_one_warning("was built from other sources")
 
 
@@ -175,25 +175,25 @@ def test_a_file_that_is_no_library_is_not_used(
 ) -> None:
     broken = tmp_path / "broken.so"
     broken.write_bytes(b"nothing")
-    monkeypatch.setattr(library, "_candidates", lambda: [broken])
+    monkeypatch.setattr(loader, "_candidates", lambda: [broken])
     _assert_fallback_with_one_warning("broken.so")
 
 
 def test_a_library_of_others_is_not_used(fresh_load: None, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(library, "_candidates", lambda: [Path(torch._C.__file__)])
+    monkeypatch.setattr(loader, "_candidates", lambda: [Path(torch._C.__file__)])
     _assert_fallback_with_one_warning("rednet_checksum")
 
 
 def test_the_checksum_is_of_sources_alone(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    expected = library._checksum()
-    sources = shutil.copytree(library._FOLDER / "src", tmp_path / "src")
-    monkeypatch.setattr(library, "_FOLDER", tmp_path)
+    expected = loader._checksum()
+    sources = shutil.copytree(loader._FOLDER / "src", tmp_path / "src")
+    monkeypatch.setattr(loader, "_FOLDER", tmp_path)
     (sources / "notes").mkdir()
     for left_by_an_editor in (".involution.h.swp", ".#involution.h", "involution.h~"):
         (sources / left_by_an_editor).write_text("unsaved")
-    assert library._checksum() == expected
+    assert loader._checksum() == expected
     (sources / "another.h").write_text("// read by none")
-    assert library._checksum() != expected
+    assert loader._checksum() != expected
 
 
 def test_another_device_has_another_backend() -> None:

@@ -7,12 +7,12 @@ from typing import Any
 
 import pytest
 import torch
+from timing import Rates
 
-from rednet.engine.benchmark import Rates
-from rednet.engine.command_line import run
+from rednet.cli.command import run
 from rednet.ops import backends, involution2d
-from tools import benchmark_involution
-from tools.benchmark_involution import PASSES, Contender, work_of
+from tools.benchmarks import benchmark_involution
+from tools.benchmarks.benchmark_involution import PASSES, Contender, work_of
 
 TINY = ("--shapes", "16,5,3,1", "--batch-size", "2", "--turns", "1")
 

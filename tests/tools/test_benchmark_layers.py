@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from rednet.engine.command_line import run
-from tools import benchmark_layers
+from rednet.cli.command import run
+from tools.benchmarks import benchmark_layers
 
 TINY = ("--shapes", "8,8,5,3,1", "--batches", "1", "--turns", "1", "--layers", "SPConv2d")
 

@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 from mmengine.registry import DefaultScope
 
-from rednet.engine.command_line import run
-from tools import benchmark_model
+from rednet.cli.command import run
+from tools.benchmarks import benchmark_model
 
 pytest.importorskip("mmdet", reason="detectors need mmdet")
 pytest.importorskip("mmpretrain", reason="classifiers need mmpretrain")

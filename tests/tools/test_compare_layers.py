@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from rednet.engine.command_line import run
-from tools import compare_layers
+from rednet.cli.command import run
+from tools.benchmarks import compare_layers
 
 pytest.importorskip("sklearn", reason="the digits are scikit-learn's")
 pytest.importorskip("matplotlib")

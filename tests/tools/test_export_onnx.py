@@ -6,9 +6,9 @@ import pytest
 import torch
 from mmengine.registry import MODELS
 
-from rednet.engine.command_line import run
+from rednet.cli.command import run
 from tests.layers.cases import randomised
-from tools import export_onnx
+from tools.model_converters import export_onnx
 
 onnx = pytest.importorskip("onnx")
 onnxruntime = pytest.importorskip("onnxruntime")

@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from rednet.engine.command_line import run
-from tools import get_flops
+from rednet.cli.command import run
+from tools.analysis_tools import get_flops
 
 ROOT = Path(__file__).resolve().parents[2]
 DIGITS = str(ROOT / "configs" / "demo" / "rednet26_digits.py")

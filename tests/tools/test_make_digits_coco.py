@@ -13,7 +13,7 @@ pytest.importorskip("pycocotools")
 
 
 def call(tool: str, *arguments: str | Path, folder: Path = ROOT) -> subprocess.CompletedProcess:
-    command = [sys.executable, ROOT / "tools" / tool, *arguments]
+    command = [sys.executable, ROOT / "tools/dataset_converters" / tool, *arguments]
     environment = {"PYTHONPATH": str(ROOT), "PATH": ""}
     return subprocess.run(command, cwd=folder, capture_output=True, text=True, env=environment)
 
@@ -42,5 +42,8 @@ def test_a_demo_without_its_data_names_this_tool(tmp_path: Path) -> None:
     done = call("train.py", config, folder=tmp_path)
     assert done.returncode == 2
     (line,) = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
-    assert "data/digits_coco" in line and "configs/demo: python tools/make_digits_coco.py" in line
+    assert (
+        "data/digits_coco" in line
+        and "configs/demo: python tools/dataset_converters/make_digits_coco.py" in line
+    )
     assert "is not a meta file" not in done.stderr

@@ -26,7 +26,7 @@ model = dict(
 
 
 def _call(*arguments: str | Path) -> subprocess.CompletedProcess:
-    command = [sys.executable, ROOT / "tools/switch_to_deploy.py", *arguments]
+    command = [sys.executable, ROOT / "tools/model_converters/switch_to_deploy.py", *arguments]
     environment = {"PYTHONPATH": str(ROOT), "PATH": ""}
     return subprocess.run(command, capture_output=True, text=True, env=environment)
 

@@ -15,7 +15,7 @@ import torch
 
 pytest.importorskip("mmpretrain")
 
-from rednet.engine.command_line import run
+from rednet.cli.command import run
 from tests.image_folder import CLASSES, write_image_folder
 from tools import test as evaluate
 from tools import train

@@ -1,4 +1,7 @@
-"""Digits on photographs, as tools/make_digits_coco.py makes them: 128 x 128 pixels, 10 classes."""
+"""Digits on photographs: 128 x 128 pixels, 10 classes.
+
+tools/dataset_converters/make_digits_coco.py makes the data.
+"""
 
 data_root = "data/digits_coco/"
 metainfo = dict(classes=("0", "1", "2", "3", "4", "5", "6", "7", "8", "9"))

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from rednet.ops.backends import Backend
-from rednet.ops.cpu import library
+from rednet.ops.cpu import loader
 from rednet.ops.geometry import Geometry
 
 
@@ -31,13 +31,13 @@ def grad_weight(
 
 
 def _call(name: str, image: Tensor, weight: Tensor, pixels: Tensor, geometry: Geometry) -> None:
-    library.call(name, image.dtype, library.Problem.describe(image, weight, pixels, geometry))
+    loader.call(name, image.dtype, loader.Problem.describe(image, weight, pixels, geometry))
 
 
 def _why_not(device: torch.device, dtype: torch.dtype) -> str | None:
     if device.type != "cpu":
         return "it serves CPU tensors"
-    if library.load() is None:
+    if loader.load() is None:
         return "its kernels were not built"
     return None
 

@@ -1,11 +1,11 @@
-"""The compiled kernels that mix experts, for ``rednet.ops.mixing``. src/mixing.h explains them."""
+"""The compiled kernels that mix experts, for ``rednet.ops.expert_conv``; see src/mixing.h."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
 
-from rednet.ops.cpu import library
+from rednet.ops.cpu import loader
 
 DTYPES = (torch.float64, torch.float32)
 # So many numbers of every row are treated at a time: few enough for a small second-level cache.
@@ -14,8 +14,8 @@ _PIECE = 2048
 
 def mix(experts: Tensor, mixture: Tensor, kernels: Tensor) -> None:
     """Fills ``kernels``, (N, M), with the product of ``mixture``, (N, K), and experts, (K, M)."""
-    mixed = library.Mixture.describe(experts, mixture, kernels, piece=_PIECE)
-    library.call("mix", experts.dtype, mixed)
+    mixed = loader.Mixture.describe(experts, mixture, kernels, piece=_PIECE)
+    loader.call("mix", experts.dtype, mixed)
 
 
 def mix_gradients(
@@ -24,8 +24,8 @@ def mix_gradients(
     """Fills the gradient of the experts, or adds to it, and returns that of the mixture."""
     pieces = -(-experts.shape[1] // _PIECE)
     parts = mixture.new_empty(pieces, mixture.numel())
-    mixed = library.Mixture.describe(
+    mixed = loader.Mixture.describe(
         experts, mixture, grad, grad_experts, parts, piece=_PIECE, adds=adds
     )
-    library.call("mix_gradients", experts.dtype, mixed)
+    loader.call("mix_gradients", experts.dtype, mixed)
     return parts.sum(0).view(mixture.shape)

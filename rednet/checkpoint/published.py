@@ -1,0 +1,175 @@
+"""Turns published checkpoints of RedNet into ones that this package's models load as they are.
+
+The published files were written by mmcls 0.x, mmdet 2.x and mmseg 0.x. Most of their keys are those
+of today. They differ where an involution took a ConvModule's place in an FPN or a mask head: there
+it was put in directly, and here it is the ConvModule's convolution, so that a name is longer.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from rednet.errors import ArgumentError
+from rednet.layers.involution import GROUP_CHANNELS, generated_kernel_size
+
+# What is not in this table keeps its name.
+RENAMED = (
+    # DistributedDataParallel's prefix
+    (re.compile(r"^module\."), ""),
+    # a backbone alone
+    (re.compile(r"^(?=(stem|layer[1-4])\.)"), "backbone."),
+    (re.compile(r"^(neck\.fpn_convs\.\d+)\.(?=conv[12]\.(conv|bn)\.)"), r"\1.conv."),
+    (re.compile(r"^(roi_head\.mask_head\.convs\.\d+)\.0\.(?=conv[12]\.(conv|bn)\.)"), r"\1.conv."),
+)
+# The parts of a classifier, a detector or a segmentor that may follow the backbone.
+HEADS = re.compile(r"^(neck|head|rpn_head|bbox_head|roi_head|decode_head|auxiliary_head)\.")
+BACKBONE = re.compile(
+    r"^backbone\.("
+    r"stem\.(0\.(conv|bn)|1\.(conv1\.(conv|bn)|conv2\.conv)|2|4\.(conv|bn))|"
+    r"layer[1-4]\.\d+\.(conv[13]|bn[123]|downsample\.[012]|conv2\.(conv1\.(conv|bn)|conv2\.conv))"
+    r")\.(weight|bias|running_mean|running_var|num_batches_tracked)$"
+)
+GENERATOR = re.compile(r"^(.+)\.conv2\.conv\.weight$")
+
+
+class Conversion(NamedTuple):
+    """What became of a checkpoint's entries.
+
+    Attributes:
+        state_dict: The entries that were taken, by their new names.
+        taken: Names that stayed.
+        renamed: New names by old ones.
+        refused: Reasons by name.
+        missing: Entries of the model that the checkpoint has not, where a config was given.
+        kernel_sizes: Kernel size of each involution, by its new name, read off its tensors.
+    """
+
+    state_dict: dict[str, Tensor]
+    taken: list[str]
+    renamed: dict[str, str]
+    refused: dict[str, str]
+    missing: list[str]
+    kernel_sizes: dict[str, int]
+
+    @property
+    def stem_kernel_size(self) -> int | None:
+        """Kernel size of the stem's involution, None without one."""
+        return self.kernel_sizes.get("backbone.stem.1")
+
+    def lines(self) -> Iterator[str]:
+        """One line for every entry, then the kernel sizes and the counts."""
+        yield from (f"taken    {name}" for name in self.taken)
+        yield from (f"renamed  {old} -> {new}" for old, new in self.renamed.items())
+        yield from (f"refused  {name}: {reason}" for name, reason in self.refused.items())
+        yield from (f"missing  {name}" for name in self.missing)
+        if self.stem_kernel_size is not None:
+            yield f"the stem's involution has stem_kernel_size={self.stem_kernel_size}"
+        yield (
+            f"{len(self.taken)} entries taken, {len(self.renamed)} renamed, "
+            f"{len(self.refused)} refused, {len(self.missing)} missing"
+        )
+
+
+def convert(
+    state_dict: Mapping[str, Any], build_model: Callable[[int | None], nn.Module] | None = None
+) -> Conversion:
+    """Gives the entries of a published checkpoint the names that they have here.
+
+    Args:
+        state_dict: Weights by published name.
+        build_model: Builds the model that will load the weights, given the kernel size of the
+            checkpoint's stem involution or None. With it, every name and shape is compared with the
+            model's. Without it, names are checked as far as they are known: those of a backbone
+            fully, those of a head by their beginning.
+
+    Returns:
+        The entries with their new names, and what became of each.
+    """
+    result = Conversion({}, [], {}, {}, [], {})
+    for old, value in state_dict.items():
+        new = _renamed(old)
+        reason = _objection(new, value, result.state_dict)
+        if reason is not None:
+            result.refused[old] = reason
+            continue
+        result.state_dict[new] = value
+        if new == old:
+            result.taken.append(old)
+        else:
+            result.renamed[old] = new
+    _read_kernel_sizes(result)
+    if build_model is not None:
+        _compare_with_model(result, build_model)
+    return result
+
+
+def _renamed(name: str) -> str:
+    for pattern, replacement in RENAMED:
+        name = pattern.sub(replacement, name)
+    return name
+
+
+def _objection(name: str, value: Any, taken: Mapping[str, Tensor]) -> str | None:
+    if not isinstance(value, Tensor):
+        return f"not a tensor but {type(value).__name__}"
+    if name in taken:
+        return f"a second entry for {name}"
+    if name.startswith("backbone."):
+        return None if BACKBONE.match(name) else "no entry of a RedNet has this name"
+    return None if HEADS.match(name) else "no part of a model that is known has this name"
+
+
+def _read_kernel_sizes(result: Conversion) -> None:
+    """Reads every involution's kernel size; one whose tensors give none is refused."""
+    for name in list(result.state_dict):
+        match = GENERATOR.match(name)
+        reduction = f"{match[1]}.conv1.conv.weight" if match else None
+        if match is None or reduction not in result.state_dict:
+            continue
+        try:
+            size = _kernel_size(result.state_dict, name, reduction)
+        except ArgumentError as error:
+            names = [each for each in result.state_dict if each.startswith(f"{match[1]}.")]
+            _refuse(result, names, str(error))
+        else:
+            result.kernel_sizes[match[1]] = size
+
+
+def _kernel_size(state_dict: Mapping[str, Tensor], generator: str, reduction: str) -> int:
+    """Kernel size of an involution, off the weights of its two convolutions."""
+    shape = tuple(state_dict[reduction].shape)
+    if len(shape) != 4:
+        raise ArgumentError(f"{reduction} must have 4 dimensions, got shape {shape}")
+    groups = shape[1] // GROUP_CHANNELS
+    return generated_kernel_size(generator, state_dict[generator], groups)
+
+
+def _refuse(result: Conversion, names: Iterable[str], reason: str) -> None:
+    """Moves entries, by their new names, to the refused ones."""
+    old_names = {new: old for old, new in result.renamed.items()}
+    for name in names:
+        del result.state_dict[name]
+        old = old_names.get(name, name)
+        result.refused[old] = reason
+        if name in old_names:
+            del result.renamed[old]
+        else:
+            result.taken.remove(name)
+
+
+def _compare_with_model(result: Conversion, build_model: Callable[[int | None], nn.Module]) -> None:
+    with torch.device("meta"):
+        model = build_model(result.stem_kernel_size)
+    own = {name: tuple(value.shape) for name, value in model.state_dict().items()}
+    for name in list(result.state_dict):
+        shape = tuple(result.state_dict[name].shape)
+        if name not in own:
+            _refuse(result, [name], "the config's model has no such entry")
+        elif shape != own[name]:
+            _refuse(result, [name], f"its shape is {shape}, the config's model has {own[name]}")
+    result.missing.extend(name for name in own if name not in result.state_dict)

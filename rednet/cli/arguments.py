@@ -1,0 +1,106 @@
+"""The arguments that commands have in common."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from typing import Any
+
+from mmengine.config import DictAction
+
+from rednet.errors import UserError
+
+DEFAULT_SIZE = (224, 224)
+DEFAULT_SIZES = {"mmdet": (800, 1280)}
+
+
+class OptionsAction(DictAction):
+    """mmengine's ``DictAction``, with a :class:`UserError` for what it cannot read."""
+
+    def __call__(
+        self,
+        parser: argparse.ArgumentParser,
+        namespace: argparse.Namespace,
+        values: Any,
+        option_string: str | None = None,
+    ) -> None:
+        """Adds the options to those given before.
+
+        Raises:
+            UserError: If one is not ``key=value`` or its brackets do not close.
+        """
+        for value in values or ():
+            if not value.partition("=")[0].strip() or "=" not in value:
+                raise UserError(f"{option_string} takes key=value, got {value!r}")
+            try:
+                super().__call__(parser, namespace, [value], option_string)
+            except AssertionError as error:  # mmengine's way to say so
+                raise UserError(f"{option_string} {value}: its brackets do not close") from error
+
+
+def positive(text: str) -> int:
+    """Reads a number of an argument that must be at least 1."""
+    if not text.isdigit() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"expected a number of at least 1, got {text!r}")
+    return int(text)
+
+
+def config_parser(description: str | None) -> argparse.ArgumentParser:
+    """A parser of the arguments that all tools around a config have.
+
+    Args:
+        description: What the tool does; all but its first paragraph follows the arguments.
+    """
+    summary, _, details = (description or "").partition("\n\n")
+    parser = argparse.ArgumentParser(description=summary, epilog=details)
+    parser.add_argument("config", help="config file, of mmpretrain's or mmdet's form")
+    add_config_options(parser)
+    return parser
+
+
+def add_config_options(parser: argparse.ArgumentParser) -> None:
+    """Adds ``--cfg-options``."""
+    parser.add_argument(
+        "--cfg-options",
+        nargs="+",
+        action=OptionsAction,
+        metavar="KEY=VALUE",
+        help="change fields of the config: a.b=1 list='[1,2]' pair='(1,2)' text=x",
+    )
+
+
+def add_runner_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds the arguments of the tools that build a runner."""
+    parser.add_argument("--work-dir", help="folder for logs and results (work_dirs/<config>)")
+    parser.add_argument("--amp", action="store_true", help="mixed precision; needs a GPU to train")
+    parser.add_argument(
+        "--no-pin-memory", action="store_true", help="no pinned memory in data loaders"
+    )
+    parser.add_argument(
+        "--no-persistent-workers", action="store_true", help="new loader workers in every epoch"
+    )
+    parser.add_argument(
+        "--launcher",
+        choices=["none", "pytorch", "slurm", "mpi"],
+        default="none",
+        help="how the processes of a distributed run were started",
+    )
+    # torch.distributed.launch passes --local-rank, before torch 2 --local_rank
+    parser.add_argument("--local_rank", "--local-rank", type=int, default=0, help=argparse.SUPPRESS)
+
+
+def image_size(shape: Sequence[int] | None, scope: str | None = None) -> tuple[int, int]:
+    """The height and width of the images of a tool.
+
+    Args:
+        shape: What ``--shape`` was given: height and width, or one number for both.
+        scope: The library whose usual size it is without; by default 224 x 224.
+
+    Raises:
+        UserError: If the shape is neither.
+    """
+    if shape is None:
+        return DEFAULT_SIZES.get(scope or "", DEFAULT_SIZE)
+    if len(shape) > 2 or min(shape) < 1:
+        raise UserError(f"--shape takes a height and a width of at least 1, got {list(shape)}")
+    return shape[0], shape[-1]

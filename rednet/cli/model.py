@@ -1,0 +1,53 @@
+"""The model of a config: building it and loading its weights."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from mmengine.config import Config
+from mmengine.registry import MODELS, init_default_scope
+from mmengine.runner import load_checkpoint
+from torch import nn
+
+from rednet.cli.preflight import check_scope
+from rednet.errors import UserError
+
+
+def build_model(config: Config) -> nn.Module:
+    """Builds the model of a config in the scope of the library that the config is written for.
+
+    Raises:
+        MissingDependencyError: If that library is not installed.
+    """
+    scope = config.get("default_scope")
+    check_scope(scope)
+    init_default_scope(scope or "mmengine")
+    return MODELS.build(config.model)
+
+
+def build_with_stem(config: Config, stem_kernel_size: int | None) -> nn.Module:
+    """Builds the model of a config, with another kernel size in the stem of its RedNet.
+
+    Args:
+        config: The config; it is changed where its backbone is a RedNet.
+        stem_kernel_size: Kernel size of the stem's involution, or None to keep the config's.
+    """
+    backbone = config.model.backbone
+    if stem_kernel_size is not None and backbone.get("type") == "RedNet":
+        backbone.stem_kernel_size = stem_kernel_size
+    return build_model(config)
+
+
+def load_weights(model: nn.Module, path: str) -> dict[str, Any]:
+    """Loads a checkpoint that must fit the model exactly.
+
+    Returns:
+        The checkpoint.
+
+    Raises:
+        UserError: If an entry is missing, is left over or has another shape.
+    """
+    try:
+        return load_checkpoint(model, path, map_location="cpu", strict=True)
+    except RuntimeError as error:
+        raise UserError(f"{path} does not fit the config: {error}") from error

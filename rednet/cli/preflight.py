@@ -1,0 +1,236 @@
+"""Checks of a config against the machine it is to run on, before anything slow is built."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from mmengine.config import Config
+from mmengine.dataset import BaseDataset
+from mmengine.registry import DATASETS
+
+from rednet.cli.config import dataset_configs
+from rednet.cli.paths import check_checkpoint
+from rednet.errors import MissingDependencyError, UserError, first_names
+
+DEMO = "configs/demo/rednet26_digits.py"
+DETECTION_DATA = "tools/dataset_converters/make_digits_coco.py"
+_NAMES_SHOWN = 5
+# mmengine takes one init_cfg or a list of them.
+_PRETRAINED = re.compile(r"\.init_cfg(\.\d+)?\.checkpoint$")
+
+
+def check_config(config: Config, loaders: Sequence[str]) -> list[str]:
+    """Checks the libraries, data, classes and checkpoints that a config asks for.
+
+    Args:
+        config: The config; top-k accuracies of more classes than the model has are taken out of it.
+        loaders: The fields of the data loaders that will be used, the training one first.
+
+    Returns:
+        A line for each thing that the user should know, though it is no error.
+
+    Raises:
+        UserError: If something is missing or does not fit, with what was found where and what to
+            do.
+    """
+    scope = config.get("default_scope")
+    check_scope(scope)
+    folders = {}
+    for loader in loaders:
+        for dataset in dataset_configs(config, loader):
+            lazy = _build_lazily(dataset, scope)
+            _check_paths(loader, lazy)
+            if _has_class_folders(lazy, scope):
+                folders[loader] = _class_folders(loader, lazy)
+    if "train_dataloader" in loaders:
+        _check_checkpoints(config)
+    notes = check_classes(folders, _head_classes(config))
+    return notes + _limit_topk(config)
+
+
+# ---- libraries
+
+
+def check_scope(scope: str | None) -> None:
+    """Checks that the library a config is written for is installed, and for mmdet mmcv's operators.
+
+    Raises:
+        MissingDependencyError: If it is not, with the command that installs it.
+    """
+    if scope is None or scope == "mmengine":
+        return
+    if importlib.util.find_spec(scope) is None:
+        raise MissingDependencyError(
+            f"the config is written for {scope}, which is not installed: pip install {scope}"
+        )
+    if scope == "mmdet" and importlib.util.find_spec("mmcv._ext") is None:
+        raise MissingDependencyError(
+            "mmdet needs the operators of mmcv, and the mmcv here was installed without them "
+            "(mmcv-lite): pip uninstall mmcv-lite, then run tools/install.py"
+        )
+
+
+# ---- files
+
+
+def _build_lazily(config: Mapping[str, Any], scope: str | None) -> Any:
+    """The data set without its data and pipeline: what is left knows its paths."""
+    with DATASETS.switch_scope_and_registry(scope) as registry:
+        return registry.build({**config, "lazy_init": True, "pipeline": []})
+
+
+def _check_paths(loader: str, dataset: Any) -> None:
+    if not isinstance(dataset, BaseDataset):
+        return
+    paths = [dataset.data_root, dataset.ann_file, *(dataset.data_prefix or {}).values()]
+    for path in filter(None, paths):
+        if (
+            isinstance(path, (str, os.PathLike))
+            and "://" not in str(path)
+            and not os.path.exists(path)
+        ):
+            raise UserError(_no_data(loader, dataset, f"{path} does not exist"))
+
+
+def _no_data(loader: str, dataset: BaseDataset, problem: str) -> str:
+    root = dataset.data_root or "."
+    layout, advice = "", f"try {DEMO}, which needs no data"
+    if not dataset.ann_file:
+        layout = f" {root} must hold train/<class>/*.JPEG and val/<class>/*.JPEG."
+    elif dataset.ann_file.endswith(".json"):  # COCO's format
+        advice = f"make data for the detectors in configs/demo: python {DETECTION_DATA}"
+    return (
+        f"{problem}, where {loader} looks for its data.{layout} Give another folder with "
+        f"--cfg-options train_dataloader.dataset.data_root=FOLDER, or {advice}"
+    )
+
+
+def _check_checkpoints(config: Config) -> None:
+    """Checks those that a training starts from."""
+    model = fields(config.get("model"), "model")
+    named = {key: path for key, path in model if _PRETRAINED.search(key)}
+    for key, path in {"load_from": config.get("load_from"), **named}.items():
+        if path:
+            check_checkpoint(path, key)
+
+
+def fields(node: Any, key: str) -> Iterator[tuple[str, Any]]:
+    """Every field below a node of a config, by its dotted key, those inside of it after it.
+
+    Args:
+        node: A dict or list; nothing else has fields.
+        key: The node's own key.
+    """
+    parts: Iterable = node.items() if isinstance(node, Mapping) else ()
+    if isinstance(node, (list, tuple)):
+        parts = enumerate(node)
+    for name, value in parts:
+        yield f"{key}.{name}", value
+        yield from fields(value, f"{key}.{name}")
+
+
+# ---- classes
+
+
+def _has_class_folders(dataset: Any, scope: str | None) -> bool:
+    if scope != "mmpretrain":
+        return False
+    from mmpretrain.datasets import CustomDataset
+
+    return isinstance(dataset, CustomDataset) and dataset.with_label and not dataset.ann_file
+
+
+def _class_folders(loader: str, dataset: Any) -> tuple[str, list[str]]:
+    """The folder that holds the classes, and the names of the classes, as mmpretrain finds them."""
+    from mmpretrain.datasets.custom import find_folders
+
+    folder = dataset.img_prefix
+    classes = find_folders(folder)[0]
+    if not any(_images(folder, classes, dataset.extensions)):
+        raise UserError(_no_data(loader, dataset, f"{folder} holds no image in a class folder"))
+    if dataset.CLASSES is not None and len(dataset.CLASSES) != len(classes):
+        raise UserError(
+            f"{folder} holds {len(classes)} class folders, and the config names "
+            f"{len(dataset.CLASSES)} classes for {loader}: add or remove folders until they agree"
+        )
+    return folder, classes
+
+
+def _images(folder: str, classes: Sequence[str], extensions: Sequence[str]) -> Iterator[Path]:
+    for name in classes:
+        for path in Path(folder, name).rglob("*"):
+            if path.name.lower().endswith(tuple(extensions)):
+                yield path
+
+
+def _head_classes(config: Config) -> int | None:
+    head = (config.get("model") or {}).get("head")
+    return head.get("num_classes") if isinstance(head, Mapping) else None
+
+
+def check_classes(
+    folders: Mapping[str, tuple[str, Sequence[str]]], head_classes: int | None
+) -> list[str]:
+    """Checks that all data have the same classes, and not more than the model's head.
+
+    Args:
+        folders: The folder of class folders and their names, by data loader.
+        head_classes: Outputs of the head, None where the config does not tell.
+
+    Returns:
+        A line if the head has outputs that no class uses.
+
+    Raises:
+        UserError: If the classes of two loaders differ or the head has too few outputs.
+    """
+    if not folders:
+        return []
+    (first, classes), *others = folders.values()
+    for folder, names in others:
+        if list(names) != list(classes):
+            raise UserError(
+                f"{first} holds {len(classes)} class folders and {folder} {len(names)}, "
+                "but both must hold the same"
+                f"{_only_in(first, classes, names)}{_only_in(folder, names, classes)}; "
+                f"model.head.num_classes is {head_classes}"
+            )
+    found = len(classes)
+    if head_classes is None or found == head_classes:
+        return []
+    advice = f"--cfg-options model.head.num_classes={found}"
+    if found > head_classes:
+        raise UserError(
+            f"{first} holds {found} class folders, and model.head.num_classes is {head_classes}: "
+            f"remove folders, or let the head have {found} classes with {advice}"
+        )
+    return [
+        f"{first} holds {found} class folders, and model.head.num_classes is {head_classes}: "
+        f"{head_classes - found} outputs stay unused; {advice} makes the head fit"
+    ]
+
+
+def _only_in(folder: str, names: Sequence[str], others: Sequence[str]) -> str:
+    extra = sorted(set(names) - set(others))
+    return f"; only in {folder}: {first_names(extra, _NAMES_SHOWN)}" if extra else ""
+
+
+def _limit_topk(config: Config) -> list[str]:
+    """Takes top-k accuracies out where k is larger than the number of classes."""
+    classes = _head_classes(config)
+    notes = []
+    for field in ("val_evaluator", "test_evaluator"):
+        evaluators = config.get(field) or []
+        for evaluator in evaluators if isinstance(evaluators, (list, tuple)) else [evaluators]:
+            topk = evaluator.get("topk")
+            if classes is None or not isinstance(topk, (list, tuple)) or max(topk) <= classes:
+                continue
+            evaluator["topk"] = tuple(k for k in topk if k <= classes)
+            notes.append(
+                f"{field}: topk is {evaluator['topk']}, since the model has {classes} classes"
+            )
+    return notes

@@ -1,0 +1,51 @@
+"""Building mmengine's Runner as a command's arguments say."""
+
+from __future__ import annotations
+
+import argparse
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from mmengine.config import Config
+from mmengine.registry import RUNNERS
+from mmengine.runner import Runner
+
+from rednet.checkpoint.reading import require_weights_only
+from rednet.cli.config import LOADERS
+from rednet.cli.paths import check_output
+
+
+def set_up_run(config: Config, arguments: argparse.Namespace) -> None:
+    """Applies the arguments of :func:`add_runner_arguments` to a config."""
+    os.environ.setdefault("LOCAL_RANK", str(arguments.local_rank))
+    require_weights_only()
+    config.launcher = arguments.launcher
+    if arguments.work_dir is not None:
+        config.work_dir = arguments.work_dir
+    elif config.get("work_dir") is None:
+        config.work_dir = str(Path("work_dirs") / Path(arguments.config).stem)
+    check_output(config.work_dir, "the work directory (--work-dir)", folder=True)
+    for loader in filter(None, map(config.get, LOADERS)):
+        _set_loader_defaults(loader, config.get("default_scope"), arguments)
+
+
+def _set_loader_defaults(loader: Any, scope: str | None, arguments: argparse.Namespace) -> None:
+    """What mmpretrain's and mmdet's own tools set, as far as this machine can use it."""
+    if scope == "mmpretrain":
+        loader.setdefault("collate_fn", dict(type="default_collate"))
+    workers = loader.get("num_workers", 0) > 0
+    loader.setdefault("persistent_workers", workers)
+    loader.setdefault("pin_memory", torch.cuda.is_available())
+    loader.persistent_workers &= workers and not arguments.no_persistent_workers
+    loader.pin_memory &= not arguments.no_pin_memory
+
+
+def build_runner(config: Config, notes: Sequence[str]) -> Runner:
+    """Builds the runner and logs the notes, so that they stand in the log file too."""
+    runner = RUNNERS.build(config) if "runner_type" in config else Runner.from_cfg(config)
+    for note in notes:
+        runner.logger.warning(note)
+    return runner

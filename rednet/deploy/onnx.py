@@ -1,0 +1,219 @@
+"""Export of a model to ONNX, and the comparison of ONNX Runtime's outputs with PyTorch's."""
+
+from __future__ import annotations
+
+import inspect
+import warnings
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from rednet.deploy.fusing import relative_error
+from rednet.errors import MissingDependencyError, UserError
+
+OPSET = 17
+EXPORTERS = ("torchscript", "dynamo")
+# Largest ||exported - original|| / ||original|| of an output.
+TOLERANCE = 1e-5
+
+# Before torch 2.5 torch.onnx.export had one exporter and no argument to choose it. A model that was
+# exported by dynamo before torch 2.7 would still hold our own operator (rednet.ops.tracing).
+_HAS_CHOICE = "dynamo" in inspect.signature(torch.onnx.export).parameters
+_HAS_DYNAMO = _HAS_CHOICE and hasattr(torch.compiler, "is_exporting")
+
+
+@dataclass(frozen=True)
+class Graph:
+    """What an ONNX file holds.
+
+    Attributes:
+        opset: Version of the standard operators.
+        nodes: Number of operators.
+        inputs: Name and shape of each input.
+        outputs: Name and shape of each output.
+    """
+
+    opset: int
+    nodes: int
+    inputs: Mapping[str, tuple[int | str, ...]]
+    outputs: Mapping[str, tuple[int | str, ...]]
+
+
+def export_onnx(
+    model: nn.Module,
+    path: str | Path,
+    image_shape: Sequence[int],
+    *,
+    exporter: str = "torchscript",
+    dynamic_size: bool = True,
+) -> Graph:
+    """Writes a model as an ONNX file of standard operators, with a free batch size.
+
+    Args:
+        model: Maps images (N, C, H, W) to a tensor or a sequence of tensors; it is left in eval
+            mode.
+        path: The file to write.
+        image_shape: (C, H, W) of the images that the model is recorded with.
+        exporter: ``'torchscript'``, which records what runs, or ``'dynamo'``, which translates what
+            torch.export gives, makes the smaller graph and takes much longer.
+        dynamic_size: Whether height and width are free too.
+
+    Returns:
+        What was written.
+
+    Raises:
+        UserError: If the model cannot be exported.
+        MissingDependencyError: If a package is missing.
+    """
+    _require("onnx")
+    images = random_images(model, (2, *image_shape))
+    outputs = outputs_of(model, images)
+    names = [f"output{index}" for index in range(len(outputs))] if len(outputs) > 1 else ["output"]
+    if exporter == "dynamo":
+        arguments = _dynamo_arguments(dynamic_size)
+    else:
+        arguments = _torchscript_arguments(dict(zip(names, outputs, strict=True)), dynamic_size)
+    arguments.update(opset_version=OPSET, input_names=["image"], output_names=names)
+    with torch.no_grad(), warnings.catch_warnings():
+        # Such as: what a check of shapes has found is recorded as a constant.
+        warnings.simplefilter("ignore")
+        try:
+            torch.onnx.export(model, (images,), str(path), **arguments)
+        except RuntimeError as error:  # the base of all that both exporters raise
+            raise UserError(
+                f"the {exporter} exporter cannot export this {type(model).__name__}: "
+                f"{_first_line(_root(error))}"
+            ) from error
+    return _inspect(path)
+
+
+def relative_errors(model: nn.Module, path: str | Path, images_shape: Sequence[int]) -> list[float]:
+    """Compares ONNX Runtime's outputs on the CPU with PyTorch's on random images.
+
+    Args:
+        model: The model that was exported.
+        path: The ONNX file.
+        images_shape: (N, C, H, W).
+
+    Returns:
+        ||exported - original|| / ||original|| of each output.
+
+    Raises:
+        UserError: If the file cannot run on such images, or its outputs have other shapes.
+        MissingDependencyError: If onnxruntime is missing.
+    """
+    runtime = _require("onnxruntime")
+    images = random_images(model, images_shape)
+    expected = outputs_of(model, images)
+    options = runtime.SessionOptions()
+    options.log_severity_level = 4  # what fails is raised too
+    try:
+        session = runtime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+        actual = session.run(None, {"image": images.numpy()})
+    except Exception as error:  # its own exceptions have no other base
+        raise UserError(
+            f"ONNX Runtime fails on images of {_text(images_shape)}: {_first_line(error)}"
+        ) from error
+    return [
+        relative_error(torch.from_numpy(array), tensor)
+        for array, tensor in zip(actual, expected, strict=True)
+    ]
+
+
+def random_images(model: nn.Module, shape: Sequence[int]) -> Tensor:
+    """Images of the model's dtype, the same at every call."""
+    generator = torch.Generator().manual_seed(0)
+    dtype = next((each.dtype for each in model.parameters()), torch.float32)
+    return torch.randn(tuple(shape), generator=generator).to(dtype)
+
+
+@torch.no_grad()
+def outputs_of(model: nn.Module, images: Tensor) -> list[Tensor]:
+    """The model's outputs in eval mode.
+
+    Raises:
+        UserError: If they are not tensors.
+    """
+    output = model.eval()(images)
+    outputs = [output] if isinstance(output, Tensor) else output
+    if not isinstance(outputs, Sequence) or not all(isinstance(each, Tensor) for each in outputs):
+        raise UserError(
+            f"{type(model).__name__} does not map images to tensors but to "
+            f"{type(output).__name__}, which cannot be exported"
+        )
+    return list(outputs)
+
+
+def _torchscript_arguments(outputs: Mapping[str, Tensor], dynamic_size: bool) -> dict[str, Any]:
+    axes = {"image": _free_sizes(dynamic_size)}
+    for name, tensor in outputs.items():
+        axes[name] = {0: "batch"}
+        if dynamic_size and tensor.dim() == 4:
+            axes[name].update({2: f"{name}_height", 3: f"{name}_width"})
+    return dict(dynamic_axes=axes, **(dict(dynamo=False) if _HAS_CHOICE else {}))
+
+
+def _dynamo_arguments(dynamic_size: bool) -> dict[str, Any]:
+    if not _HAS_DYNAMO:
+        raise UserError(
+            f"the dynamo exporter needs torch 2.7 or newer, and this is {torch.__version__}"
+        )
+    _require("onnxscript")
+    return dict(
+        dynamo=True,
+        dynamic_shapes=(_free_sizes(dynamic_size),),
+        external_data=False,
+        verbose=False,
+    )
+
+
+def _free_sizes(dynamic_size: bool) -> dict[int, str]:
+    return {0: "batch", 2: "height", 3: "width"} if dynamic_size else {0: "batch"}
+
+
+def _inspect(path: str | Path) -> Graph:
+    onnx = _require("onnx")
+    onnx.checker.check_model(str(path), full_check=True)
+    model = onnx.load(str(path))
+    foreign = {node.domain for node in model.graph.node} - {"", "ai.onnx"}
+    if foreign:
+        raise UserError(f"the graph has operators of {sorted(foreign)}, outside of the standard")
+    opset = next(each.version for each in model.opset_import if each.domain in ("", "ai.onnx"))
+    return Graph(
+        opset, len(model.graph.node), _shapes(model.graph.input), _shapes(model.graph.output)
+    )
+
+
+def _shapes(values: Any) -> dict[str, tuple[int | str, ...]]:
+    return {
+        value.name: tuple(
+            each.dim_param or each.dim_value for each in value.type.tensor_type.shape.dim
+        )
+        for value in values
+    }
+
+
+def _require(name: str) -> Any:
+    try:
+        return __import__(name)
+    except ImportError as error:
+        raise MissingDependencyError(
+            f"export to ONNX needs {name}, which is not installed: pip install {name}"
+        ) from error
+
+
+def _root(error: BaseException) -> BaseException:
+    """What an error was raised from: the dynamo exporter wraps it in general advice."""
+    return error if error.__cause__ is None else _root(error.__cause__)
+
+
+def _first_line(error: BaseException) -> str:
+    return str(error).strip().partition("\n")[0]
+
+
+def _text(shape: Sequence[int]) -> str:
+    return " x ".join(map(str, shape))

@@ -1,0 +1,314 @@
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Iterator
+from functools import lru_cache, partial
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+import torch
+from mmengine.config import Config
+from mmengine.registry import MODELS
+from torch import Tensor
+
+from rednet.checkpoint.published import convert
+from rednet.checkpoint.reading import read_state_dict
+from rednet.cli.model import build_with_stem
+from rednet.errors import UserError
+from rednet.models import RedNet
+
+ROOT = Path(__file__).resolve().parents[2]
+BLOCKS = {26: (1, 2, 4, 1), 50: (3, 4, 6, 3)}
+
+# The published names and shapes, written down from the description of the old code, not from ours.
+Shapes = dict[str, tuple[int, ...]]
+
+
+def norm(name: str, channels: int) -> Shapes:
+    shapes = {
+        f"{name}.{each}": (channels,) for each in ("weight", "bias", "running_mean", "running_var")
+    }
+    return {**shapes, f"{name}.num_batches_tracked": ()}
+
+
+def involution(name: str, channels: int, kernel_size: int) -> Shapes:
+    rows = kernel_size**2 * channels // 16
+    return {
+        f"{name}.conv1.conv.weight": (channels // 4, channels, 1, 1),
+        **norm(f"{name}.conv1.bn", channels // 4),
+        f"{name}.conv2.conv.weight": (rows, channels // 4, 1, 1),
+        f"{name}.conv2.conv.bias": (rows,),
+    }
+
+
+def convolution(name: str, inputs: int, outputs: int, kernel_size: int) -> Shapes:
+    return {
+        f"{name}.weight": (outputs, inputs, kernel_size, kernel_size),
+        f"{name}.bias": (outputs,),
+    }
+
+
+def backbone(depth: int, stem_kernel_size: int) -> Shapes:
+    shapes: Shapes = {
+        "stem.0.conv.weight": (32, 3, 3, 3),
+        **norm("stem.0.bn", 32),
+        **involution("stem.1", 32, stem_kernel_size),
+        **norm("stem.2", 32),
+        "stem.4.conv.weight": (64, 32, 3, 3),
+        **norm("stem.4.bn", 64),
+    }
+    inputs = 64
+    for stage, blocks in enumerate(BLOCKS[depth]):
+        width = 64 * 2**stage
+        for block in range(blocks):
+            name = f"layer{stage + 1}.{block}"
+            shapes[f"{name}.conv1.weight"] = (width, inputs, 1, 1)
+            shapes |= norm(f"{name}.bn1", width) | involution(f"{name}.conv2", width, 7)
+            shapes |= norm(f"{name}.bn2", width)
+            shapes[f"{name}.conv3.weight"] = (4 * width, width, 1, 1)
+            shapes |= norm(f"{name}.bn3", 4 * width)
+            if block == 0:
+                shapes[f"{name}.downsample.0.weight"] = (4 * width, inputs, 1, 1)
+                shapes |= norm(f"{name}.downsample.1", 4 * width)
+            inputs = 4 * width
+    return shapes
+
+
+def prefixed(prefix: str, shapes: Shapes) -> Shapes:
+    return {prefix + name: shape for name, shape in shapes.items()}
+
+
+def classifier(depth: int) -> Shapes:
+    head = {"head.fc.weight": (1000, 2048), "head.fc.bias": (1000,)}
+    return prefixed("backbone.", backbone(depth, 3)) | head
+
+
+def laterals(levels: tuple[int, ...]) -> Shapes:
+    shapes: Shapes = {}
+    for level, channels in enumerate(levels):
+        shapes |= convolution(f"neck.lateral_convs.{level}.conv", channels, 256, 1)
+    return shapes
+
+
+def mask_rcnn() -> Shapes:
+    """Mask R-CNN with involutions in FPN, RPN and mask head."""
+    shapes = prefixed("backbone.", backbone(50, 7)) | laterals((256, 512, 1024, 2048))
+    for level in range(4):
+        shapes |= involution(f"neck.fpn_convs.{level}", 256, 7)
+    shapes |= involution("rpn_head.rpn_conv", 256, 7)
+    shapes |= convolution("rpn_head.rpn_cls", 256, 3, 1) | convolution(
+        "rpn_head.rpn_reg", 256, 12, 1
+    )
+    linears = {"shared_fcs.0": (1024, 12544), "shared_fcs.1": (1024, 1024)}
+    linears |= {"fc_cls": (81, 1024), "fc_reg": (320, 1024)}
+    for name, shape in linears.items():
+        shapes[f"roi_head.bbox_head.{name}.weight"] = shape
+        shapes[f"roi_head.bbox_head.{name}.bias"] = shape[:1]
+    for index in range(4):
+        shapes |= involution(f"roi_head.mask_head.convs.{index}.0", 256, 7)
+    shapes |= convolution("roi_head.mask_head.upsample", 256, 256, 2)
+    return shapes | convolution("roi_head.mask_head.conv_logits", 256, 80, 1)
+
+
+def retinanet() -> Shapes:
+    """RetinaNet with involutions in the FPN; its extra levels are convolutions."""
+    shapes = prefixed("backbone.", backbone(50, 7)) | laterals((512, 1024, 2048))
+    for level in range(3):
+        shapes |= involution(f"neck.fpn_convs.{level}", 256, 7)
+    shapes |= convolution("neck.fpn_convs.3.conv", 2048, 256, 3)
+    shapes |= convolution("neck.fpn_convs.4.conv", 256, 256, 3)
+    for index in range(4):
+        for branch in ("cls", "reg"):
+            shapes |= convolution(f"bbox_head.{branch}_convs.{index}.conv", 256, 256, 3)
+    shapes |= convolution("bbox_head.retina_cls", 256, 720, 3)
+    return shapes | convolution("bbox_head.retina_reg", 256, 36, 3)
+
+
+def segmentor() -> Shapes:
+    """Semantic FPN with involutions in its neck."""
+    shapes = prefixed("backbone.", backbone(50, 7)) | laterals((256, 512, 1024, 2048))
+    for level in range(4):
+        shapes |= involution(f"neck.fpn_convs.{level}", 256, 7)
+        for index in range(max(1, level)):
+            name = f"decode_head.scale_heads.{level}.{2 * index if level else 0}"
+            shapes[f"{name}.conv.weight"] = (128, 128 if index else 256, 3, 3)
+            shapes |= norm(f"{name}.bn", 128)
+    return shapes | convolution("decode_head.conv_seg", 128, 19, 1)
+
+
+def tensors(shapes: Shapes) -> dict[str, Tensor]:
+    """Tensors of these shapes that take no memory."""
+    return {name: torch.zeros(()).expand(shape) for name, shape in shapes.items()}
+
+
+def config(name: str) -> Config:
+    pytest.importorskip("mmdet" if "detection" in name else "mmpretrain")
+    return Config.fromfile(ROOT / "configs" / name)
+
+
+@pytest.mark.parametrize("depth", [26, 50])
+def test_a_published_classifier_is_taken_as_it_is(depth: int) -> None:
+    state = tensors(classifier(depth))
+    result = convert(state, partial(build_with_stem, config(f"rednet{depth}_imagenet.py")))
+    assert result.taken == list(state) and not result.renamed
+    assert not result.refused and not result.missing
+    assert result.stem_kernel_size == 3
+    assert set(result.kernel_sizes.values()) == {3, 7}
+
+
+CONVERTED = {
+    "mask-rcnn_rednet50_invfpn-invhead": (mask_rcnn, 8 * 8),
+    "retinanet_rednet50_invfpn": (retinanet, 3 * 8),
+}
+
+
+@pytest.mark.parametrize("name", CONVERTED)
+def test_a_published_detector_is_renamed_to_what_the_config_builds(name: str) -> None:
+    published, renamed = CONVERTED[name]
+    state = tensors(published())
+    result = convert(state, partial(build_with_stem, config(f"detection/{name}_1x_coco.py")))
+    assert not result.refused and not result.missing
+    assert len(result.renamed) == renamed
+    assert len(result.renamed) + len(result.taken) == len(state)
+    assert result.stem_kernel_size == 7
+    new = result.renamed["neck.fpn_convs.0.conv2.conv.bias"]
+    assert new == "neck.fpn_convs.0.conv.conv2.conv.bias"
+    if "mask" in name:
+        new = result.renamed["roi_head.mask_head.convs.3.0.conv1.bn.running_var"]
+        assert new == "roi_head.mask_head.convs.3.conv.conv1.bn.running_var"
+        assert "rpn_head.rpn_conv.conv1.conv.weight" in result.taken
+
+
+def test_a_converted_detector_loads_strictly_with_its_values() -> None:
+    settings = config("detection/mask-rcnn_rednet50_invfpn-invhead_1x_coco.py")
+    state = tensors(mask_rcnn())
+    state["neck.fpn_convs.1.conv1.conv.weight"] = torch.rand(64, 256, 1, 1)
+    result = convert(state, partial(build_with_stem, settings))
+    with torch.device("meta"), MODELS.switch_scope_and_registry("mmdet") as registry:
+        model = registry.build(settings.model)
+    model.load_state_dict(result.state_dict, strict=True, assign=True)
+    expected = state["neck.fpn_convs.1.conv1.conv.weight"]
+    assert torch.equal(model.neck.fpn_convs[1].conv.conv1.conv.weight, expected)
+
+
+def test_a_published_segmentor_is_renamed() -> None:
+    result = convert(tensors(segmentor()))
+    assert len(result.renamed) == 4 * 8 and not result.refused
+    assert result.stem_kernel_size == 7
+
+
+@pytest.mark.parametrize("prefix", ["", "module.backbone."])
+def test_a_backbone_gets_the_prefix_of_one(prefix: str) -> None:
+    names = backbone(26, 3)
+    result = convert(tensors(prefixed(prefix, names)))
+    assert set(result.state_dict) == set(prefixed("backbone.", names))
+    assert len(result.renamed) == len(names) and not result.refused
+
+
+def test_every_entry_is_taken_renamed_or_refused_with_a_reason() -> None:
+    state: dict = tensors(mask_rcnn())
+    state |= {
+        "backbone.conv1.weight": torch.zeros(64, 3, 7, 7),
+        "ema_backbone_stem": torch.zeros(1),
+        "module.rpn_head.rpn_cls.bias": torch.zeros(3),
+        "head.epoch": 12,
+    }
+    result = convert(state)
+    assert sorted([*result.taken, *result.renamed, *result.refused]) == sorted(state)
+    assert result.refused == {
+        "backbone.conv1.weight": "no entry of a RedNet has this name",
+        "ema_backbone_stem": "no part of a model that is known has this name",
+        "module.rpn_head.rpn_cls.bias": "a second entry for rpn_head.rpn_cls.bias",
+        "head.epoch": "not a tensor but int",
+    }
+    lines = list(result.lines())
+    assert len(lines) == len(state) + 2
+    assert "refused  head.epoch: not a tensor but int" in lines
+    assert "the stem's involution has stem_kernel_size=7" in lines
+
+
+def test_an_involution_without_a_square_kernel_is_refused_whole() -> None:
+    state = tensors(backbone(26, 3))
+    state["layer1.0.conv2.conv2.conv.weight"] = torch.zeros(48 * 4, 16, 1, 1)
+    result = convert(state)
+    assert len(result.refused) == 8
+    assert all(name.startswith("layer1.0.conv2.") for name in result.refused)
+    assert "odd square" in result.refused["layer1.0.conv2.conv1.conv.weight"]
+
+
+@pytest.mark.parametrize("part", ["conv1.conv", "conv2.conv"])
+@pytest.mark.parametrize("shape", [(), (16,)])
+def test_an_involution_whose_weights_are_no_convolutions_is_refused_whole(
+    part: str, shape: tuple[int, ...]
+) -> None:
+    state = tensors(backbone(26, 3))
+    state[f"stem.1.{part}.weight"] = torch.zeros(shape)
+    result = convert(state)
+    assert len(result.refused) == 8 and result.stem_kernel_size is None
+    (reason,) = set(result.refused.values())
+    assert f"backbone.stem.1.{part}.weight must have" in reason
+    assert f"got shape {shape}" in reason
+
+
+def test_names_and_shapes_that_the_model_has_not_are_refused_and_the_rest_is_missing() -> None:
+    state = tensors(classifier(26))
+    state["head.fc.weight"] = torch.zeros(10, 2048)
+    state["head.extra"] = torch.zeros(1)
+    del state["backbone.layer4.0.bn3.bias"]
+    result = convert(state, partial(build_with_stem, config("rednet26_imagenet.py")))
+    assert set(result.refused) == {"head.fc.weight", "head.extra"}
+    assert "(10, 2048)" in result.refused["head.fc.weight"]
+    assert "(1000, 2048)" in result.refused["head.fc.weight"]
+    assert sorted(result.missing) == ["backbone.layer4.0.bn3.bias", "head.fc.weight"]
+
+
+# ---- files
+
+
+@lru_cache
+def tool() -> ModuleType:
+    spec = importlib.util.spec_from_file_location(
+        "tool", ROOT / "tools/model_converters/convert_checkpoint.py"
+    )
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture
+def published(tmp_path: Path) -> Iterator[Path]:
+    """A file as mmcls 0.x wrote it: meta data and an optimizer's state beside the weights."""
+    path = tmp_path / "published.pth"
+    meta = dict(mmcls_version="0.6.0", CLASSES=["a"], hook_msgs={})
+    optimizer = dict(state={0: dict(momentum_buffer=torch.zeros(2))}, param_groups=[dict(lr=0.1)])
+    content = dict(meta=meta, state_dict=tensors(classifier(26)), optimizer=optimizer)
+    torch.save(content, path)
+    yield path
+
+
+def test_the_tool_writes_what_a_detectors_backbone_loads(
+    published: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("mmpretrain")
+    output = tmp_path / "ours.pth"
+    tool().main(
+        [str(published), str(output), "--config", str(ROOT / "configs/rednet26_imagenet.py")]
+    )
+    printed = capsys.readouterr().out
+    assert "taken    head.fc.bias" in printed and "0 refused, 0 missing" in printed
+    init_cfg = dict(type="Pretrained", checkpoint=str(output), prefix="backbone.")
+    model = RedNet(26, stem_kernel_size=7, frozen_stages=1, init_cfg=init_cfg)
+    model.init_weights()
+    assert not model.layer1[0].conv1.weight.any() and not model.stem[1].conv2.conv.weight.any()
+
+
+def test_the_tool_writes_nothing_that_is_refused_unless_told_to(tmp_path: Path) -> None:
+    path, output = tmp_path / "in.pth", tmp_path / "new" / "out.pth"
+    torch.save(tensors(backbone(26, 3)) | {"unknown": torch.zeros(1)}, path)
+    with pytest.raises(UserError, match="1 entries of .* refused.*--partial"):
+        tool().main([str(path), str(output)])
+    assert not output.exists()
+    tool().main([str(path), str(output), "--partial"])
+    assert len(read_state_dict(output)) == len(backbone(26, 3))

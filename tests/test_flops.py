@@ -1,0 +1,97 @@
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+from rednet.flops import measure
+from rednet.layers import Involution2d
+from rednet.models import RedNet
+
+# depth: parameters, GFLOPs as published
+PUBLISHED = {
+    26: (9_233_166, 1.73),
+    38: (12_386_986, 2.22),
+    50: (15_540_806, 2.71),
+    101: (25_652_950, 4.74),
+    152: (33_984_582, 6.79),
+}
+LARGER_STEM = 720
+
+
+class Classifier(nn.Module):
+    def __init__(self, depth: int) -> None:
+        super().__init__()
+        self.backbone = RedNet(depth, stem_kernel_size=7)
+        self.fc = nn.Linear(2048, 1000)
+
+    def forward(self, image: torch.Tensor) -> torch.Tensor:
+        return self.fc(self.backbone(image)[0].mean((2, 3)))
+
+
+@pytest.mark.parametrize("depth", PUBLISHED)
+def test_the_published_table(depth: int) -> None:
+    parameters, gflops = PUBLISHED[depth]
+    costs = measure(Classifier(depth), torch.zeros(1, 3, 32, 32))
+    assert costs[""].parameters == costs[""].trainable == parameters + LARGER_STEM
+    # 32 and 224 pixels are halved five times without a remainder: every map has 7 x 7 times as
+    # many.
+    flops = 7 * 7 * costs["backbone"].published + costs["fc"].published
+    assert flops / 1e9 == pytest.approx(gflops, rel=0.01)
+
+
+def test_a_larger_image_costs_in_proportion() -> None:
+    small, large = (
+        measure(RedNet(26, stem_channels=32, base_channels=16), torch.zeros(1, 3, side, side))[""]
+        for side in (32, 224)
+    )
+    assert large.published == 7 * 7 * small.published
+    assert large.macs == 7 * 7 * small.macs
+
+
+def test_what_each_operator_costs() -> None:
+    model = nn.Sequential(
+        nn.Conv2d(4, 6, (3, 5), padding=(1, 2), stride=2, groups=2),
+        nn.BatchNorm2d(6),
+        nn.ReLU(),
+        nn.ConvTranspose2d(6, 2, 2, stride=2, bias=False),
+        nn.ReLU(inplace=True),
+        nn.MaxPool2d(2),
+        nn.Flatten(),
+        nn.Linear(32, 7),
+    )
+    cost = measure(model, torch.zeros(2, 4, 8, 8))[""]
+    assert cost.flops == {
+        "convolution": 2 * 6 * 4 * 4 * (2 * 3 * 5) + 2 * 6 * 4 * 4 * (2 * 2 * 2),
+        "bias": 2 * 6 * 4 * 4 + 2 * 7,
+        "batch norm": 2 * (2 * 6 * 4 * 4),
+        "ReLU": 2 * 6 * 4 * 4 + 2 * 2 * 8 * 8,
+        "matrix product": 2 * 32 * 7,
+    }
+    assert cost.macs == cost.flops["convolution"] + cost.flops["matrix product"]
+    assert cost.published == sum(cost.flops.values())
+
+
+def test_the_involution_is_counted() -> None:
+    layer = Involution2d(32, 32, (3, 5), padding=(1, 2), stride=2, group_channels=8, bias=False)
+    cost = measure(layer, torch.zeros(3, 32, 9, 7))[""]
+    assert cost.flops["involution"] == 3 * 32 * 5 * 4 * (3 * 5)
+
+
+def test_every_module_has_its_share() -> None:
+    model = nn.Sequential(nn.Conv2d(1, 1, 1, bias=False), nn.Sequential(nn.Conv2d(1, 2, 1)))
+    model[0].requires_grad_(False)
+    costs = measure(model, torch.zeros(1, 1, 3, 3))
+    assert list(costs) == ["", "0", "1", "1.0"]
+    assert [each.macs for each in costs.values()] == [27, 9, 18, 18]
+    assert [(each.parameters, each.trainable) for each in costs.values()] == [
+        (5, 4),
+        (1, 0),
+        (4, 4),
+        (4, 4),
+    ]
+
+
+def test_a_module_that_is_called_twice_counts_twice() -> None:
+    layer = nn.Conv2d(1, 1, 1, bias=False)
+    assert measure(nn.Sequential(layer, layer), torch.zeros(1, 1, 2, 2))[""].macs == 8

@@ -1,0 +1,61 @@
+"""Make a detection data set in COCO's format: handwritten digits on photographs.
+
+Digits and photographs come with scikit-learn; nothing is downloaded. The same options give the same
+files.
+
+The photographs are scikit-learn's, by danielbuechele and vultilion, under CC BY 2.0.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+
+from rednet.cli.command import run
+from rednet.cli.paths import check_output
+from rednet.datasets.digits_coco import annotation_file, check_annotations, write_digits_coco
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Writes the data set and checks it with pycocotools."""
+    args = _parse(arguments)
+    check_output(args.folder, "the folder", folder=True)
+    width, height = args.size
+    images = dict(train=args.train, val=args.val)
+    write_digits_coco(args.folder, images, (height, width), args.seed, args.overwrite)
+    for split in images:
+        path = annotation_file(args.folder, split)
+        counts = check_annotations(path)
+        print(f"{path}: " + ", ".join(f"{count} {name}" for name, count in counts.items()))
+
+
+def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument(
+        "folder", nargs="?", default="data/digits_coco", help="folder to write (%(default)s)"
+    )
+    parser.add_argument("--train", type=int, default=1200, help="training images (%(default)s)")
+    parser.add_argument("--val", type=int, default=200, help="validation images (%(default)s)")
+    parser.add_argument(
+        "--size",
+        type=int,
+        nargs=2,
+        default=(128, 128),
+        metavar=("WIDTH", "HEIGHT"),
+        help="size of the images in pixels, 64 to 65500 each (128 128)",
+    )
+    parser.add_argument(
+        "--seed",
+        type=int,
+        default=0,
+        help="of all that is drawn at random, at least 0 (%(default)s)",
+    )
+    parser.add_argument(
+        "--overwrite", action="store_true", help="replace the data set that is there"
+    )
+    return parser.parse_args(arguments)
+
+
+if __name__ == "__main__":
+    sys.exit(run(main))

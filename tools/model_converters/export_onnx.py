@@ -1,0 +1,133 @@
+"""Export a classifier or a backbone to ONNX and check it in ONNX Runtime.
+
+The graph has standard operators of opset 17 alone. Its batch size, height and width are free. ONNX
+Runtime's outputs on random images of several sizes are compared with PyTorch's; where they differ
+by more than 1e-5 of their norm, nothing is written. The image is what the model itself takes: its
+data preprocessor (normalisation) is no part of the graph.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
+from mmengine.config import Config
+from torch import nn
+
+from rednet.checkpoint.reading import require_weights_only
+from rednet.cli.arguments import config_parser, image_size
+from rednet.cli.command import run
+from rednet.cli.config import read_config
+from rednet.cli.model import build_model, load_weights
+from rednet.cli.paths import check_checkpoint, check_output
+from rednet.deploy.onnx import EXPORTERS, TOLERANCE, Graph, export_onnx, relative_errors
+from rednet.errors import UserError
+
+CHANNELS = 3
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Exports what the arguments name."""
+    args = _parse(arguments)
+    image = (CHANNELS, *image_size(args.shape))
+    check_output(args.out, "--out", sources=(args.config, args.checkpoint))
+    model = _build(args)
+    target = Path(args.out)
+    # Beside its place, so that it gets there in one step, when it has been checked.
+    with tempfile.TemporaryDirectory(dir=target.parent) as folder:
+        path = Path(folder, target.name)
+        graph = export_onnx(
+            model, path, image, exporter=args.exporter, dynamic_size=not args.fixed_size
+        )
+        print(_describe(graph, path))
+        _compare(model, path, image, args.fixed_size)
+        os.replace(path, target)
+    print(f"wrote {target}")
+
+
+def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
+    parser = config_parser(__doc__)
+    parser.add_argument("checkpoint", nargs="?", help="its weights (random ones if left out)")
+    parser.add_argument("--out", required=True, metavar="FILE", help="the ONNX file to write")
+    parser.add_argument(
+        "--shape",
+        type=int,
+        nargs=2,
+        metavar=("HEIGHT", "WIDTH"),
+        help="size of the images that the model is recorded with (224 224)",
+    )
+    parser.add_argument(
+        "--fixed-size", action="store_true", help="take images of this height and width alone"
+    )
+    parser.add_argument(
+        "--exporter",
+        choices=EXPORTERS,
+        default=EXPORTERS[0],
+        help="PyTorch's exporter: torchscript is many times as fast, dynamo's graph is smaller",
+    )
+    return parser.parse_args(arguments)
+
+
+def _build(args: argparse.Namespace) -> nn.Module:
+    if args.checkpoint is not None:
+        check_checkpoint(args.checkpoint, "the checkpoint")
+    require_weights_only()
+    config, _ = read_config(args.config, args.cfg_options)
+    _check_kind(config)
+    model = build_model(config)
+    if args.checkpoint is None:
+        print("no checkpoint: the weights are random")
+    else:
+        load_weights(model, args.checkpoint)
+    return model
+
+
+def _check_kind(config: Config) -> None:
+    if "model" not in config:
+        raise UserError("the config has no model to export")
+    if config.get("default_scope") == "mmdet":
+        raise UserError(
+            f"detectors, such as this {config.model.type}, are not supported: their proposals and "
+            "their suppression of overlapping boxes are no plain graph. A config whose model is "
+            "the backbone exports that alone"
+        )
+
+
+def _describe(graph: Graph, path: Path) -> str:
+    shapes = [
+        f"  {name}: {' x '.join(map(str, shape))}"
+        for name, shape in (*graph.inputs.items(), *graph.outputs.items())
+    ]
+    size = path.stat().st_size / 1e6
+    return "\n".join([f"opset {graph.opset}, {graph.nodes} nodes, {size:.1f} MB", *shapes])
+
+
+def _compare(model: nn.Module, path: Path, image: Sequence[int], fixed_size: bool) -> None:
+    for shape in _shapes_to_compare(image, fixed_size):
+        error = max(relative_errors(model, path, shape))
+        text = " x ".join(map(str, shape))
+        if not error <= TOLERANCE:
+            raise UserError(
+                f"ONNX Runtime's output on images of {text} is off by {error:.2g} of its norm, "
+                f"allowed are {TOLERANCE:.0e}: the file is not written. --exporter or "
+                "--fixed-size may help"
+            )
+        print(f"relative error {error:.1e} on images of {text}")
+
+
+def _shapes_to_compare(image: Sequence[int], fixed_size: bool) -> list[tuple[int, ...]]:
+    """Other batches than the recorded one; two odd sizes too, where the size is free."""
+    channels, height, width = image
+    sizes = [(1, height, width), (3, height, width)]
+    if not fixed_size:
+        sizes.append((2, height * 3 // 2 // 2 * 2 + 1, width * 2 // 3 // 2 * 2 + 1))
+        sizes.append((1, height * 2 // 3 // 2 * 2 + 1, width + 2))
+    return [(batch, channels, *size) for batch, *size in sizes]
+
+
+if __name__ == "__main__":
+    sys.exit(run(main))

@@ -1,0 +1,112 @@
+"""Fuse a trained model for inference and write it as a checkpoint and a config.
+
+Batch norms are folded into the convolutions before them, and layers whose kernels are constant
+after training become plain convolutions; the outputs are checked to agree. OUT_PREFIX.py wraps the
+model's config in dict(type='Deployed', module=...), which builds the fused form, and
+OUT_PREFIX.pth holds its weights: both work with tools/test.py and with mmengine's Runner.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from copy import deepcopy
+from typing import Any
+
+import torch
+from mmengine.config import Config
+from mmengine.runner import load_checkpoint, save_checkpoint
+from torch import Tensor, nn
+
+from rednet import switch_to_deploy
+from rednet.checkpoint.reading import require_weights_only
+from rednet.cli.arguments import config_parser, image_size
+from rednet.cli.command import run
+from rednet.cli.config import read_config
+from rednet.cli.model import build_model, load_weights
+from rednet.cli.paths import check_checkpoint, check_output
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Fuses what the arguments name."""
+    args = _parse(arguments)
+    check_checkpoint(args.checkpoint, "the checkpoint")
+    for suffix in (".pth", ".py"):
+        path = args.out_prefix + suffix
+        check_output(path, "the output", sources=(args.config, args.checkpoint))
+    require_weights_only()
+    config, _ = read_config(args.config, args.cfg_options)
+    images = torch.rand(2, 3, *image_size(args.shape))
+    model = build_model(_with_preprocessor(config))
+    meta = _load(model, args.checkpoint)
+    before = _size(model)
+    fused = switch_to_deploy(model, lambda model: _features(model, images))
+    checkpoint, deployed = _write(fused, meta, config, args.out_prefix)
+    _check_files(fused, deployed, checkpoint, images)
+    print(f"{before}\n-> {_size(fused)}\nwrote {deployed} and {checkpoint}")
+
+
+def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
+    parser = config_parser(__doc__)
+    parser.add_argument("checkpoint", help="checkpoint file of the trained model")
+    parser.add_argument("out_prefix", help="path of the two files to write, without their suffixes")
+    parser.add_argument(
+        "--shape",
+        type=int,
+        nargs=2,
+        metavar=("HEIGHT", "WIDTH"),
+        help="size of the random images on which the outputs are compared (224 224)",
+    )
+    return parser.parse_args(arguments)
+
+
+def _with_preprocessor(config: Config) -> Config:
+    """A copy whose model has the preprocessor, which a config may keep beside it."""
+    config = deepcopy(config)  # building changes it
+    if "data_preprocessor" in config:
+        config.model.setdefault("data_preprocessor", config.data_preprocessor)
+    return config
+
+
+def _load(model: nn.Module, path: str) -> dict[str, Any]:
+    """Loads a checkpoint that must fit exactly; returns what it says about the data."""
+    meta = load_weights(model, path).get("meta") or {}
+    return {key: meta[key] for key in ("dataset_meta",) if key in meta}
+
+
+def _size(model: nn.Module) -> str:
+    parameters = sum(parameter.numel() for parameter in model.parameters())
+    norms = sum(isinstance(each, nn.modules.batchnorm._BatchNorm) for each in model.modules())
+    return f"{parameters:,} parameters, {norms} batch norms"
+
+
+def _features(model: nn.Module, images: Tensor) -> Any:
+    return getattr(model, "extract_feat", model)(images)
+
+
+def _write(model: nn.Module, meta: dict[str, Any], config: Config, prefix: str) -> tuple[str, str]:
+    """Writes the checkpoint and the config; returns their paths."""
+    checkpoint, deployed = f"{prefix}.pth", f"{prefix}.py"
+    save_checkpoint({"meta": meta, "state_dict": model.state_dict()}, checkpoint)
+    config = Config(config.to_dict())
+    config.model = dict(type="Deployed", module=config.model)
+    config.load_from, config.resume = checkpoint, False
+    imports = config.get("custom_imports") or dict(imports=[], allow_failed_imports=False)
+    if "rednet" not in imports["imports"]:
+        imports["imports"] = [*imports["imports"], "rednet"]
+    config.custom_imports = imports
+    config.dump(deployed)
+    return checkpoint, deployed
+
+
+def _check_files(model: nn.Module, config: str, checkpoint: str, images: Tensor) -> None:
+    """Builds the model from what was written."""
+    written = build_model(_with_preprocessor(Config.fromfile(config)))
+    load_checkpoint(written, checkpoint, map_location="cpu", strict=True)
+    with torch.no_grad():
+        torch.testing.assert_close(_features(written, images), _features(model, images))
+
+
+if __name__ == "__main__":
+    sys.exit(run(main))
