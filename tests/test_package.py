@@ -185,7 +185,7 @@ def test_imports_run_one_way(folder: str) -> None:
         ("import rednet", "rednet"),
         ("import rednet.ops.torch_library", "ops"),
         ("from rednet import ops", "ops"),
-        ("def late():\n    from rednet.deploy.fusing import build_deployed", "models"),
+        ("def late():\n    from rednet.deploy.fusing import build_deployed", "deploy"),
     ],
 )
 def test_every_form_of_import_is_seen(code: str, part: str) -> None:
