@@ -94,12 +94,15 @@ class Golden:
             deploy=_under(tensors, "deploy/"),
         )
 
-    def check(self, module: nn.Module, rtol: float = 1e-5) -> None:
+    def check(self, module: nn.Module, rtol: float = 1e-5) -> list[str]:
         """Load the weights strictly and compare all outputs and gradients.
 
         Args:
             module: the layer or backbone, built with the arguments that ``meta`` names.
             rtol: largest error allowed, as a share of each tensor's largest magnitude.
+
+        Returns:
+            The names of the tensors that were compared.
         """
         module.load_state_dict(self.state, strict=True)
         module.train(self.meta["train"])
@@ -119,6 +122,7 @@ class Golden:
         for what, value in actual.items():
             assert value is not None, f"{what}: no gradient arrived"
             assert_float32_close(value, expected[what], what, rtol)
+        return list(actual)
 
 
 def _under(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
