@@ -147,6 +147,18 @@ class SAConv2d(StandardisedConv):
         context = self.post_context(global_average(output))
         return output + context if _MEAN_KEEPS_OPERAND else output.add_(context)
 
+    def switch_map(self, input: Tensor) -> Tensor:
+        """Computes the switch of an input, as the forward pass does.
+
+        Args:
+            input: (N, in_channels, H, W).
+
+        Returns:
+            (N, 1, Ho, Wo): the share of the convolution at the layer's own dilation in each output
+            pixel. The convolution at three times that dilation has the rest, 1 minus the share.
+        """
+        return self._switch(input + self.pre_context(global_average(input)))
+
     def _switch(self, input: Tensor) -> Tensor:
         """The switch, (N, 1, Ho, Wo): averaged after the 1 x 1 convolution, over one channel."""
         projected = F.conv2d(input, self.switch.weight)

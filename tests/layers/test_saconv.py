@@ -7,6 +7,7 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import nn
 
 from rednet.layers import SAConv2d, conv_aws
@@ -127,6 +128,23 @@ def test_the_switch_averages_a_small_map_by_repeated_reflection(size: tuple[int,
     near = nn.functional.conv2d(image, layer.kernel(), padding=1)
     far = nn.functional.conv2d(image, layer.kernel(), padding=3, dilation=3)
     torch.testing.assert_close(layer(image), switch * near + (1 - switch) * far)
+
+
+def test_the_switch_map_is_what_mixes_the_two_convolutions() -> None:
+    layer = _random(SAConv2d(4, 6, 3, stride=2, padding=1)).double()
+    input = torch.randn(2, 4, 9, 10, dtype=torch.float64)
+    switch = layer.switch_map(input)
+    assert switch.shape == (2, 1, 5, 5)
+
+    # Without contexts, the output between the two dilations is the switch's mixture of them.
+    for context in (layer.pre_context, layer.post_context):
+        nn.init.zeros_(context.weight)
+        nn.init.zeros_(context.bias)
+    switch = layer.switch_map(input)
+    small = layer.kernel()
+    near = F.conv2d(input, small, None, 2, 1)
+    far = F.conv2d(input, small + layer.weight_diff, None, 2, 3, dilation=3)
+    torch.testing.assert_close(layer(input), switch * near + (1 - switch) * far)
 
 
 def test_a_published_bias_that_no_output_uses_is_dropped() -> None:
