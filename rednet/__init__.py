@@ -1,9 +1,10 @@
 """RedNet: involution, RedNet backbones and drop-in convolution layers for OpenMMLab.
 
-Importing this package registers everything it offers.
+Importing this package registers everything it offers. Where mmcv has no compiled operators,
+:mod:`rednet.mmcv_ops` offers them.
 """
 
-from rednet import checkpoint, datasets, deploy, engine, layers, models, ops
+from rednet import checkpoint, datasets, deploy, engine, layers, mmcv_ops, models, ops
 from rednet.deploy import switch_to_deploy
 from rednet.models import swap_conv
 from rednet.version import __version__
@@ -15,6 +16,7 @@ __all__ = [
     "deploy",
     "engine",
     "layers",
+    "mmcv_ops",
     "models",
     "ops",
     "swap_conv",

@@ -30,6 +30,7 @@ PUBLIC_NAMES = {
         "deploy",
         "engine",
         "layers",
+        "mmcv_ops",
         "models",
         "ops",
         "swap_conv",
@@ -53,6 +54,7 @@ PUBLIC_NAMES = {
         "swap_conv",
     ),
     "rednet.checkpoint": ("reading",),
+    "rednet.mmcv_ops": ("register_finder",),
     "rednet.deploy": ("switch_to_deploy",),
     "rednet.datasets": ("Digits", "LoadImage"),
     "rednet.engine": (
@@ -93,6 +95,7 @@ REGISTERED_TYPES = [
 # What a folder of rednet/ may import from its neighbours.
 BASE = {"arguments", "errors", "registry", "version"}
 KNOWS = {
+    "mmcv_ops": {"mmcv_ops"} | BASE,
     "ops": {"ops", "errors"},
     "layers": {"layers", "ops"} | BASE,
     "checkpoint": {"checkpoint", "layers", "ops"} | BASE,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import importlib.util
 import os
 import re
@@ -9,6 +10,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
 from mmengine.config import Config
 from mmengine.dataset import BaseDataset
 from mmengine.registry import DATASETS
@@ -19,6 +21,9 @@ from rednet.errors import MissingDependencyError, UserError, first_names
 
 DEMO = "configs/demo/rednet26_digits.py"
 DETECTION_DATA = "tools/dataset_converters/make_digits_coco.py"
+# What pip calls the libraries whose scope has another name.
+DISTRIBUTIONS = {"mmseg": "mmsegmentation", "mmaction": "mmaction2"}
+NEED_OPERATORS = ("mmdet", "mmseg")
 _NAMES_SHOWN = 5
 # mmengine takes one init_cfg or a list of them.
 _PRETRAINED = re.compile(r"\.init_cfg(\.\d+)?\.checkpoint$")
@@ -57,22 +62,33 @@ def check_config(config: Config, loaders: Sequence[str]) -> list[str]:
 
 
 def check_scope(scope: str | None) -> None:
-    """Checks that the library a config is written for is installed, and for mmdet mmcv's operators.
+    """Checks that the library of a config is installed, and that mmcv's operators load for it.
 
     Raises:
-        MissingDependencyError: If it is not, with the command that installs it.
+        MissingDependencyError: If not, with the command that installs what is missing.
     """
     if scope is None or scope == "mmengine":
         return
     if importlib.util.find_spec(scope) is None:
         raise MissingDependencyError(
-            f"the config is written for {scope}, which is not installed: pip install {scope}"
+            f"the config is written for {scope}, which is not installed: "
+            f"pip install {DISTRIBUTIONS.get(scope, scope)}"
         )
-    if scope == "mmdet" and importlib.util.find_spec("mmcv._ext") is None:
+    if scope in NEED_OPERATORS:
+        _check_operators(scope)
+
+
+def _check_operators(scope: str) -> None:
+    try:
+        importlib.import_module("mmcv._ext")
+    except UserError:
+        raise
+    except ImportError as error:  # compiled for another torch, say
         raise MissingDependencyError(
-            "mmdet needs the operators of mmcv, and the mmcv here was installed without them "
-            "(mmcv-lite): pip uninstall mmcv-lite, then run tools/install.py"
-        )
+            f"{scope} needs the operators of mmcv, and the compiled ones here do not load "
+            f"({error}): build mmcv for torch {torch.__version__} again, or let torchvision serve: "
+            "pip uninstall -y mmcv && pip install mmcv-lite==2.1.0"
+        ) from error
 
 
 # ---- files

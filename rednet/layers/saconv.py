@@ -218,7 +218,8 @@ def _mmcv_ops() -> ModuleType:
         import mmcv.ops
     except ImportError as error:
         raise MissingDependencyError(
-            "use_deform=True needs mmcv with its operators (mmcv.ops); mmcv-lite has none"
+            "use_deform=True needs the operators of mmcv, which torchvision serves: "
+            "pip install torchvision"
         ) from error
     return mmcv.ops
 

@@ -1,8 +1,10 @@
 from __future__ import annotations
 
+import importlib
 import importlib.util
 from importlib.machinery import ModuleSpec
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 from mmengine.config import Config
@@ -138,8 +140,21 @@ def test_a_missing_library(monkeypatch: pytest.MonkeyPatch) -> None:
     check_scope(None)
 
 
-def test_mmcv_without_its_operators(monkeypatch: pytest.MonkeyPatch) -> None:
-    without("mmcv._ext", monkeypatch)
-    with pytest.raises(MissingDependencyError, match="mmcv-lite"):
+def test_the_name_that_pip_knows(monkeypatch: pytest.MonkeyPatch) -> None:
+    without("mmseg", monkeypatch)
+    with pytest.raises(MissingDependencyError, match="pip install mmsegmentation$"):
+        check_scope("mmseg")
+
+
+def test_compiled_operators_that_do_not_load(monkeypatch: pytest.MonkeyPatch) -> None:
+    import_module = importlib.import_module
+
+    def broken(name: str) -> ModuleType:
+        if name == "mmcv._ext":
+            raise ImportError("_ext.so: undefined symbol: _ZN3c105Error")
+        return import_module(name)
+
+    monkeypatch.setattr(importlib, "import_module", broken)
+    with pytest.raises(MissingDependencyError, match="undefined symbol.*pip uninstall -y mmcv"):
         check_scope("mmdet")
     check_scope("mmpretrain")

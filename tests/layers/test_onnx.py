@@ -70,7 +70,7 @@ def _check(exported: nn.Module) -> None:
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::UserWarning")
 @pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning")
 def test_a_deformable_layer_says_that_it_cannot_be_exported() -> None:
-    pytest.importorskip("mmcv._ext", reason="mmcv-lite has no deform_conv2d")
+    pytest.importorskip("mmcv._ext")
     layer = build("SAConv2d", 16, 16, 3, padding=1, use_deform=True).eval()
     with pytest.raises(RuntimeError, match="use_deform=True cannot be exported to ONNX"):
         torch.onnx.export(layer, (torch.randn(2, 16, 9, 12),), io.BytesIO(), **EXPORTER)
