@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from copy import deepcopy
 from typing import Any
 
 from mmengine.config import Config
@@ -23,6 +24,14 @@ def build_model(config: Config) -> nn.Module:
     check_scope(scope)
     init_default_scope(scope or "mmengine")
     return MODELS.build(config.model)
+
+
+def with_preprocessor(config: Config) -> Config:
+    """A copy whose model has the data preprocessor, which mmpretrain's configs keep apart."""
+    config = deepcopy(config)  # building changes it
+    if "data_preprocessor" in config:
+        config.model.setdefault("data_preprocessor", config.data_preprocessor)
+    return config
 
 
 def build_with_stem(config: Config, stem_kernel_size: int | None) -> nn.Module:

@@ -11,7 +11,6 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Sequence
-from copy import deepcopy
 from typing import Any
 
 import torch
@@ -24,7 +23,7 @@ from rednet.checkpoint.reading import require_weights_only
 from rednet.cli.arguments import config_parser, image_size
 from rednet.cli.command import run
 from rednet.cli.config import read_config
-from rednet.cli.model import build_model, load_weights
+from rednet.cli.model import build_model, load_weights, with_preprocessor
 from rednet.cli.paths import check_checkpoint, check_output
 
 
@@ -38,7 +37,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     require_weights_only()
     config, _ = read_config(args.config, args.cfg_options)
     images = torch.rand(2, 3, *image_size(args.shape))
-    model = build_model(_with_preprocessor(config))
+    model = build_model(with_preprocessor(config))
     meta = _load(model, args.checkpoint)
     before = _size(model)
     fused = switch_to_deploy(model, lambda model: _features(model, images))
@@ -59,14 +58,6 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         help="size of the random images on which the outputs are compared (224 224)",
     )
     return parser.parse_args(arguments)
-
-
-def _with_preprocessor(config: Config) -> Config:
-    """A copy whose model has the preprocessor, which a config may keep beside it."""
-    config = deepcopy(config)  # building changes it
-    if "data_preprocessor" in config:
-        config.model.setdefault("data_preprocessor", config.data_preprocessor)
-    return config
 
 
 def _load(model: nn.Module, path: str) -> dict[str, Any]:
@@ -102,7 +93,7 @@ def _write(model: nn.Module, meta: dict[str, Any], config: Config, prefix: str) 
 
 def _check_files(model: nn.Module, config: str, checkpoint: str, images: Tensor) -> None:
     """Builds the model from what was written."""
-    written = build_model(_with_preprocessor(Config.fromfile(config)))
+    written = build_model(with_preprocessor(Config.fromfile(config)))
     load_checkpoint(written, checkpoint, map_location="cpu", strict=True)
     with torch.no_grad():
         torch.testing.assert_close(_features(written, images), _features(model, images))
