@@ -267,6 +267,10 @@ def test_wheel_carries_the_cuda_sources(wheel: zipfile.ZipFile) -> None:
     assert names <= set(wheel.namelist())
 
 
+def test_wheel_says_that_it_is_typed(wheel: zipfile.ZipFile) -> None:
+    assert "rednet/py.typed" in wheel.namelist()
+
+
 def test_wheel_refuses_no_fork_of_the_stack(metadata: Message) -> None:
     """OpenMMLab's packages are asked for by extras alone, so that forks can stand in."""
     required = [text for text in metadata.get_all("Requires-Dist", []) if "extra ==" not in text]
@@ -278,5 +282,5 @@ def test_wheel_metadata(metadata: Message) -> None:
     assert metadata["Version"] == importlib.import_module("rednet").__version__
     assert "Apache-2.0" in (metadata["License"] or metadata["License-Expression"])
     assert metadata["Requires-Python"] in ("<3.13,>=3.10", ">=3.10,<3.13")
-    extras = {"classification", "cuda12", "cuda13", "detection", "development"}
+    extras = {"classification", "cuda12", "cuda13", "detection", "development", "docs"}
     assert set(metadata.get_all("Provides-Extra")) == {*extras, "export", "tests"}

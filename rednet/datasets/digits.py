@@ -37,7 +37,7 @@ class Digits(BaseDataset):
         ArgumentError: If ``split`` is neither of the two.
         MissingDependencyError: If scikit-learn is not installed.
 
-    Example:
+    Examples:
         >>> from rednet.datasets import Digits
         >>> digits = Digits(split="val")
         >>> len(digits), digits[0]["img"].shape, digits.metainfo["classes"][:3]

@@ -58,7 +58,7 @@ def switch_to_deploy(model: nn.Module, run: Callable[[nn.Module], Any] | None = 
         RuntimeError: If an output has changed. The message names the layer that changed most. The
             model is then of no use.
 
-    Example:
+    Examples:
         >>> from torch import nn
         >>> from rednet.layers import ACBlock
         >>> from rednet.deploy import switch_to_deploy
@@ -96,7 +96,7 @@ def build_deployed(module: dict[str, Any], **injected: Any) -> nn.Module:
     Raises:
         TypeError: If ``module`` is no config.
 
-    Example:
+    Examples:
         >>> model = dict(type='Deployed', module=dict(type='RedNet', depth=26))
     """
     if not isinstance(module, Mapping) or "type" not in module:

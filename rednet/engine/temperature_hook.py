@@ -43,7 +43,7 @@ class TemperatureAnnealHook(Hook):
         TypeError: If an argument has the wrong type.
         ArgumentError: If a temperature or a length is not above 0.
 
-    Example:
+    Examples:
         >>> custom_hooks = [dict(type='TemperatureAnnealHook', start=30, epochs=10)]
     """
 

@@ -188,7 +188,7 @@ class RedNet(BaseModule):
     Raises:
         ArgumentError: If an argument has a value that cannot be served.
 
-    Example:
+    Examples:
         >>> import torch
         >>> from rednet.models import RedNet
         >>> [tuple(map.shape) for map in RedNet(26, out_indices=(0, 3))(torch.rand(1, 3, 65, 65))]

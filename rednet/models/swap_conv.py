@@ -57,7 +57,7 @@ def swap_conv(
         ArgumentError: If no convolution matches, a layer cannot have a convolution's geometry, or
             ``module`` is already wrapped in ``DistributedDataParallel``.
 
-    Example:
+    Examples:
         >>> from torch import nn
         >>> from rednet.models import swap_conv
         >>> block = nn.Sequential(nn.Conv2d(16, 16, 3, padding=1), nn.ReLU())
@@ -117,7 +117,7 @@ def build_swapped(
         TypeError: If an argument has the wrong type.
         ArgumentError: If no convolution matches, or a layer cannot have a convolution's geometry.
 
-    Example:
+    Examples:
         >>> neck = dict(
         ...     type='SwapConv',
         ...     module=dict(type='FPN', in_channels=[256, 512], out_channels=256, num_outs=2),

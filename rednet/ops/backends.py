@@ -63,7 +63,7 @@ def explain_backends(
 
     The backends come in the order of preference.
 
-    Example:
+    Examples:
         >>> import torch
         >>> from rednet.ops import explain_backends
         >>> explain_backends("cpu", torch.float32)["reference"] is None
