@@ -1,4 +1,12 @@
-# What dist_train.sh and dist_test.sh share; they source it.
+# What the scripts that start several processes share; they source it.
+
+# print_help ARGUMENTS: for -h or --help as the first one, prints the comment that begins the script.
+print_help() {
+    if [[ ${1:-} == -h || ${1:-} == --help ]]; then
+        sed -n '2,/^[^#]/s/^# \{0,1\}//p' "$0"
+        exit 0
+    fi
+}
 
 fail() {
     echo "error: $1" >&2

@@ -4,6 +4,8 @@
 # GPUS, GPUS_PER_NODE, CPUS_PER_TASK, SRUN_ARGS (more arguments of srun) and PYTHON (the interpreter)
 # may be set.
 set -euo pipefail
+source "$(dirname "${BASH_SOURCE[0]}")/distributed.sh"
+print_help "$@"
 
 USAGE="usage: tools/slurm_train.sh PARTITION JOB_NAME CONFIG WORK_DIR [arguments of tools/train.py]"
 PARTITION=${1:?$USAGE}

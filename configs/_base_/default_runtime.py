@@ -1,4 +1,4 @@
-"""What every classification config shares: the plugin, hooks and logging."""
+"""Shared by all classification configs: the plugin, hooks and logging."""
 
 custom_imports = dict(imports=["rednet"])
 default_scope = "mmpretrain"

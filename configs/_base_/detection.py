@@ -1,6 +1,6 @@
-"""What every detector of RedNet shares."""
+"""Shared by all detection configs."""
 
 custom_imports = dict(imports=["rednet"], allow_failed_imports=False)
 
-# Refuses to train where stages or norms are frozen that hold random weights.
+# Stops a training whose frozen stages or norms hold random weights.
 custom_hooks = [dict(type="FrozenWeightsHook")]

@@ -8,7 +8,7 @@ _base_ = [
     "../_base_/detection.py",
 ]
 
-# stock values of 1,000 to 2,000 proposals an image would take most of the time
+# mmdet's 1,000 to 2,000 proposals per image would take most of the time
 proposals = dict(nms_pre=100, max_per_img=50)
 model = dict(
     backbone=dict(
@@ -31,7 +31,7 @@ model = dict(
         bbox_roi_extractor=dict(
             roi_layer=dict(sampling_ratio=1), out_channels=48, featmap_strides=[4]
         ),
-        # one box regression for all classes learns from all objects
+        # One box regression for all classes learns from all objects.
         bbox_head=dict(
             in_channels=48, fc_out_channels=256, num_classes=10, reg_class_agnostic=True
         ),

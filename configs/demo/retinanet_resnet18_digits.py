@@ -1,4 +1,4 @@
-"""The demo of RedNet-26 with a ResNet-18 of like FLOPs in its place."""
+"""The RedNet-26 demo with a ResNet-18 of similar FLOPs instead."""
 
 _base_ = "retinanet_rednet26_digits.py"
 

@@ -1,14 +1,13 @@
-"""Faster R-CNN on COCO with ODConv (4 kernels) in ResNet-50, all but its stem and shortcuts.
+"""Faster R-CNN on COCO with ODConv (4 kernels) in ResNet-50, except its stem and shortcuts.
 
-It freezes the backbone's first stages and norms, and so wants an ImageNet checkpoint of the same
-ResNet, which it does not name:
+It freezes the backbone's first stages and norms, so it needs an ImageNet checkpoint of the same
+ResNet, which you give by
 
     --cfg-options model.backbone.module.init_cfg.type=Pretrained
         model.backbone.module.init_cfg.checkpoint=FILE
         model.backbone.module.init_cfg.prefix=backbone.
 
-Without it, or with a plain ResNet's, the attention's norms would be frozen untrained, which is
-refused.
+Without it, or with a plain ResNet's, the attention's norms would be frozen untrained: an error.
 """
 
 _base_ = ["mmdet::faster_rcnn/faster-rcnn_r50_fpn_1x_coco.py", "../_base_/detection.py"]

@@ -1,7 +1,7 @@
 """Mask R-CNN on COCO with ResNet-50 in DetectoRS's style, from plain ImageNet weights.
 
 The 3 x 3 convolutions of stages c3 to c5 are deformable switchable atrous ones, all others are
-weight-standardised.
+weight-standardized.
 """
 
 _base_ = ["mmdet::mask_rcnn/mask-rcnn_r50_fpn_1x_coco.py", "../_base_/detection.py"]

@@ -1,13 +1,13 @@
-"""RetinaNet on COCO with ACBlocks for ResNet-50's 3 x 3 convolutions; deployed, a plain RetinaNet.
+"""RetinaNet on COCO with ACBlocks in place of ResNet-50's 3 x 3 convolutions.
 
-It freezes the backbone's first stages and norms, and so wants an ImageNet checkpoint of the same
-ResNet, which it does not name:
+Fused by switch_to_deploy.py, it computes as fast as a plain RetinaNet. It freezes the backbone's
+first stages and norms, so it needs an ImageNet checkpoint of the same ResNet, which you give by
 
     --cfg-options model.backbone.module.init_cfg.type=Pretrained
         model.backbone.module.init_cfg.checkpoint=FILE
         model.backbone.module.init_cfg.prefix=backbone.
 
-Without it, or with a plain ResNet's, the blocks' norms would be frozen untrained, which is refused.
+Without it, or with a plain ResNet's, the blocks' norms would be frozen untrained: an error.
 """
 
 _base_ = ["mmdet::retinanet/retinanet_r50_fpn_1x_coco.py", "../_base_/detection.py"]

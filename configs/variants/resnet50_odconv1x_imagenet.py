@@ -13,7 +13,7 @@ model = dict(
         type="SwapConv",
         module={{_base_.model.backbone}},
         conv_cfg=dict(type="ODConv2d", kernel_num=1),
-        # All convolutions but the stem and the shortcuts'.
+        # All convolutions except the stem and the shortcuts'.
         include=r"^layer\d\.\d+\.conv\d$",
     ),
     head=dict(type="DropoutClsHead", dropout=0.2),

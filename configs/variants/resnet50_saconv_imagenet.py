@@ -1,8 +1,8 @@
 """ResNet-50 with SAConv in place of the 3 x 3 convolutions of c3 to c5: 13.71M parameters more.
 
-SAConv starts as the convolution that it replaces: give the weights of a plain ResNet-50 by
+SAConv starts as the convolution that it replaces. Give the weights of a plain ResNet-50 with
 ``--cfg-options model.backbone.module.init_cfg.checkpoint=...`` together with
-``model.backbone.module.init_cfg.type=Pretrained``, or by ``load_from``.
+``model.backbone.module.init_cfg.type=Pretrained``, or with ``load_from``.
 """
 
 _base_ = [

@@ -1,4 +1,4 @@
-"""The small data sets behind the demos, and a reader that names an image it cannot read."""
+"""Small data sets for the demos, and image loading whose errors name the file."""
 
 from rednet.datasets.digits import Digits
 from rednet.datasets.loading import LoadImage

@@ -13,7 +13,7 @@ from rednet.registry import DATASETS
 SPLITS = ("train", "val")
 # Of each class, every fifth image in the order of the files is for validation.
 VAL_PERIOD = 5
-LARGEST_GREY = 16.0
+LARGEST_GRAY = 16.0
 
 
 @DATASETS.register_module()
@@ -22,16 +22,16 @@ class Digits(BaseDataset):
 
     They are the test set of `Optical Recognition of Handwritten Digits
     <https://archive.ics.uci.edu/dataset/80/optical+recognition+of+handwritten+digits>`_. The split
-    is fixed and stratified: every fifth image of each class validates (355 images), the others
-    train (1,442). Each sample is a dict of ``img`` (uint8, shape (8, 8, 3), black background) and
-    ``gt_label`` (int), the keys of mmpretrain's own data sets, so that its pipelines work on it.
+    is fixed and stratified: every fifth image of each class is for validation (355 images), the
+    others are for training (1,442). Each sample is a dict of ``img`` (uint8, shape (8, 8, 3), black
+    background) and ``gt_label`` (int), the keys that mmpretrain's pipelines expect.
 
     Args:
         split: ``'train'`` or ``'val'``.
-        test_mode: Whether a sample that fails is an error rather than replaced by another. By
-            default only in training it is replaced.
-        **kwargs: ``pipeline``, ``indices``, ``lazy_init`` and what else
-            :class:`mmengine.dataset.BaseDataset` takes.
+        test_mode: Whether a sample that fails is an error. If False, another sample replaces it;
+            by default only in training.
+        **kwargs: ``pipeline``, ``indices``, ``lazy_init`` and other arguments of
+            :class:`mmengine.dataset.BaseDataset`.
 
     Raises:
         ArgumentError: If ``split`` is neither of the two.
@@ -66,7 +66,7 @@ class Digits(BaseDataset):
         return [dict(img=images[index], gt_label=int(labels[index])) for index in members]
 
     def get_cat_ids(self, idx: int) -> list[int]:
-        """The class of one sample, in the list that samplers and wrappers of data sets expect."""
+        """Returns the class of one sample, in a list, as samplers and data set wrappers expect."""
         return [int(self.get_data_info(idx)["gt_label"])]
 
 
@@ -80,8 +80,8 @@ def _load_digits() -> tuple[np.ndarray, np.ndarray]:
             "pip install scikit-learn"
         ) from error
     digits = load_digits()
-    grey = np.round(digits.images * (255 / LARGEST_GREY)).astype(np.uint8)
-    return np.repeat(grey[..., None], 3, axis=-1), digits.target.astype(np.int64)
+    gray = np.round(digits.images * (255 / LARGEST_GRAY)).astype(np.uint8)
+    return np.repeat(gray[..., None], 3, axis=-1), digits.target.astype(np.int64)
 
 
 def _is_val(labels: np.ndarray) -> np.ndarray:

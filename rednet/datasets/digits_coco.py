@@ -1,7 +1,7 @@
-"""A detection data set in COCO's format: handwritten digits on photographs, made on the spot.
+"""A generated detection data set in COCO's format: handwritten digits on photographs.
 
-The digits and the photographs come with scikit-learn. Digits and parts of the photographs that the
-training images show are never shown by the validation images.
+The digits and the photographs come with scikit-learn. Training and validation images share neither
+digits nor parts of the photographs.
 
 The photographs are scikit-learn's, by danielbuechele and vultilion, under CC BY 2.0.
 """
@@ -21,10 +21,10 @@ from rednet.datasets.digits import Digits
 from rednet.errors import UserError
 
 CLASSES = Digits.METAINFO["classes"]
-# JPEG images end at 65500 pixels, by libjpeg's measure.
+# 65500 is libjpeg's limit.
 SIDES = (64, 65500)
 MOST_DIGITS = 5
-# Sides of a digit's square, of a crowd's digits and of a crowd, in image sides (the shorter).
+# Sides of a digit, of a digit in a crowd and of a crowd, relative to the shorter image side.
 DIGIT_SIDES = (0.2, 0.45)
 CROWD_DIGIT_SIDE = 0.13
 CROWD_SIDES = (0.3, 0.5)
@@ -33,7 +33,7 @@ CROWD_SHARE = 0.1
 LARGEST_TURN = 12.0  # degrees
 ATTEMPTS = 20
 JPEG_QUALITY = 95
-# How many times finer than the pixels the polygons are traced.
+# Polygons are traced on a grid that is finer than the pixels by this factor.
 TRACE_SCALE = 4
 
 Size = tuple[int, int]
@@ -46,7 +46,7 @@ class Item(NamedTuple):
     Attributes:
         mask: Its pixels, bool (H, W).
         label: Index of its class.
-        crowd: Whether it is a group of digits rather than one.
+        crowd: Whether it is a group of digits.
     """
 
     mask: np.ndarray
@@ -70,20 +70,19 @@ def write_digits_coco(
 ) -> None:
     """Writes ``<split>/*.jpg`` and ``annotations/instances_<split>.json`` below a folder.
 
-    Every image depends on the seed, the split and its number alone: a larger data set begins with
+    Every image depends only on the seed, the split and its number: a larger data set begins with
     the images of a smaller one, and two runs write the same bytes.
 
     Args:
         folder: Where to write.
         images: Number of images by split, ``'train'`` or ``'val'``.
         size: Height and width of the images in pixels, 64 to 65500 each.
-        seed: Seed of all that is drawn at random, at least 0.
-        overwrite: Whether a data set that is there may be replaced; its images go even where the
-            new one has fewer.
+        seed: Random seed, at least 0.
+        overwrite: Whether an existing data set may be replaced. All its images are removed first.
 
     Raises:
-        UserError: If an argument cannot be served, annotations are there already or a file cannot
-            be written.
+        UserError: If an argument is out of range, annotations exist already or a file cannot be
+            written.
     """
     if min(size) < SIDES[0] or max(size) > SIDES[1]:
         raise UserError(
@@ -107,12 +106,12 @@ def write_digits_coco(
 
 
 def annotation_file(folder: str | Path, split: str) -> Path:
-    """Where the annotations of a split are."""
+    """Returns the path of the annotations of a split."""
     return Path(folder) / "annotations" / f"instances_{split}.json"
 
 
 def _remove_split(folder: Path, split: str) -> None:
-    """Removes the annotations and the numbered images; what else lies there stays."""
+    """Removes the annotations and the numbered images, and no other files."""
     annotation_file(folder, split).unlink(missing_ok=True)
     for path in (folder / split).glob("*.jpg"):
         if path.stem.isdigit():
@@ -155,7 +154,7 @@ def scenes(split: str, count: int, size: Size, seed: int = 0) -> Iterator[Scene]
         split: ``'train'`` or ``'val'``.
         count: Number of images.
         size: Their height and width.
-        seed: Seed of all that is drawn at random.
+        seed: Random seed.
 
     Yields:
         The images with their objects, always the same for the same arguments.
@@ -214,7 +213,7 @@ def _background(
 def _draw_digit(
     generator: np.random.Generator, digits: Sequence[dict], image: np.ndarray, items: list[Item]
 ) -> list[Item]:
-    """Paints one more digit where it hides nothing of the others, if there is such a place."""
+    """Paints one more digit where it covers no other, if it finds such a place."""
     digit = _pick(generator, digits)
     side = int(min(image.shape[:2]) * generator.uniform(*DIGIT_SIDES))
     opacity = _opacity(generator, digit, side)
@@ -248,12 +247,12 @@ def _draw_crowd(generator: np.random.Generator, digits: Sequence[dict], image: n
 
 
 def _opacity(generator: np.random.Generator, digit: dict, side: int) -> np.ndarray:
-    """The strokes of a digit, turned a little, as opacities of 0 to 1, float32 (side, side)."""
+    """Returns a digit, slightly rotated, as opacities from 0 to 1, float32 (side, side)."""
     strokes = digit["img"][..., 0].astype(np.float32) / 255
-    centre = (len(strokes) - 1) / 2
+    center = (len(strokes) - 1) / 2
     turn = generator.uniform(-LARGEST_TURN, LARGEST_TURN)
-    matrix = np.asarray(cv2.getRotationMatrix2D((centre, centre), turn, side / len(strokes)))
-    matrix[:, 2] = matrix[:, 2] + (side - 1) / 2 - centre
+    matrix = np.asarray(cv2.getRotationMatrix2D((center, center), turn, side / len(strokes)))
+    matrix[:, 2] = matrix[:, 2] + (side - 1) / 2 - center
     enlarged = cv2.warpAffine(strokes, matrix, (side, side), flags=cv2.INTER_CUBIC)
     return np.clip(enlarged * 3 - 0.9, 0, 1)
 
@@ -271,25 +270,25 @@ def _place(generator: np.random.Generator, opacity: np.ndarray, size: Size) -> n
 
 
 def _paint(generator: np.random.Generator, image: np.ndarray, opacity: np.ndarray) -> None:
-    """Paints in a random colour that is much lighter or darker than what it covers."""
+    """Paints in a random color that is much lighter or darker than what it covers."""
     dark = image[opacity >= 0.5].mean() < 128
-    colour = generator.uniform(180, 255, 3) if dark else generator.uniform(0, 75, 3)
-    image[...] = image + opacity[..., None] * (colour - image)
+    color = generator.uniform(180, 255, 3) if dark else generator.uniform(0, 75, 3)
+    image[...] = image + opacity[..., None] * (color - image)
 
 
 # ---- annotating
 
 
 def annotation(item: Item) -> dict[str, Any]:
-    """Describes an object as COCO does.
+    """Returns the COCO annotation of an object.
 
     Args:
         item: The object.
 
     Returns:
         Category, box (left, top, width, height), area in pixels, crowd flag and segmentation:
-        polygons, or run lengths for a crowd and for what has holes, which polygons cannot show.
-        Both give exactly the object's mask.
+        polygons, or run lengths for a crowd and for an object with holes, which polygons cannot
+        represent. Both reproduce the mask exactly.
     """
     rows, columns = (np.flatnonzero(item.mask.any(axis=axis)) for axis in (1, 0))
     left, top = int(columns[0]), int(rows[0])
@@ -310,7 +309,8 @@ def polygons(mask: np.ndarray) -> list[list[float]] | None:
         mask: Bool (H, W).
 
     Returns:
-        For each part of the mask, x and y of its corners in turn, in pixels; None if one has holes.
+        For each part of the mask, x and y of its corners alternating, in pixels; None if a part has
+        holes.
     """
     fine = mask.astype(np.uint8).repeat(TRACE_SCALE, axis=0).repeat(TRACE_SCALE, axis=1)
     outlines, hierarchy = cv2.findContours(fine, cv2.RETR_CCOMP, cv2.CHAIN_APPROX_SIMPLE)
@@ -344,10 +344,11 @@ def check_annotations(path: str | Path) -> dict[str, int]:
         path: The file.
 
     Returns:
-        How many images, objects, crowds and empty images there are.
+        The numbers of images, objects, crowds and images without objects.
 
     Raises:
-        ValueError: If an object's box or area is not that of its mask, or it is out of its image.
+        ValueError: If the box or area of an object is not that of its mask, or the object lies
+            outside its image.
     """
     from pycocotools import mask as coco_mask
     from pycocotools.coco import COCO

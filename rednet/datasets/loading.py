@@ -13,17 +13,17 @@ from rednet.registry import TRANSFORMS
 
 @TRANSFORMS.register_module()
 class LoadImage(LoadImageFromFile):
-    """mmcv's ``LoadImageFromFile``, with an error that names a file that cannot be read.
+    """mmcv's ``LoadImageFromFile``, whose errors name the file that cannot be read.
 
-    It decodes with Pillow, which refuses a truncated file; OpenCV, mmcv's default, fills the
-    missing part with grey.
+    It decodes with Pillow, which rejects a truncated file. OpenCV, mmcv's default, fills the
+    missing part with gray.
 
     Args:
         imdecode_backend: Decoder, see :func:`mmcv.imfrombytes`.
-        **kwargs: What else mmcv's class takes.
+        **kwargs: Other arguments of mmcv's class.
 
     Raises:
-        ImageError: From :meth:`transform`, if the file is missing, truncated or no image.
+        ImageError: From :meth:`transform`, if the file is missing, truncated or not an image.
     """
 
     def __init__(self, imdecode_backend: str = "pillow", **kwargs: Any) -> None:
@@ -35,7 +35,7 @@ class LoadImage(LoadImageFromFile):
             return super().transform(results)
         except OSError as error:  # from the file system and from Pillow
             raise ImageError(
-                f"cannot read image {results['img_path']}: {_reason(error)}; mend or remove it"
+                f"cannot read image {results['img_path']}: {_reason(error)}; replace or remove it"
             ) from error
 
 

@@ -77,3 +77,11 @@ def test_a_call_without_arguments_says_how_to_call(script: str, tmp_path: Path) 
     done = call(tmp_path, script)
     assert done.returncode != 0
     assert f"usage: tools/{script}" in done.stderr
+
+
+@pytest.mark.parametrize("script", ["dist_train.sh", "dist_test.sh", "slurm_train.sh"])
+def test_help_is_printed_and_nothing_started(script: str, tmp_path: Path) -> None:
+    done = call(tmp_path, script, "--help")
+    assert done.returncode == 0 and not done.stderr
+    assert f"tools/{script} " in done.stdout and "PYTHON" in done.stdout
+    assert "set -euo" not in done.stdout

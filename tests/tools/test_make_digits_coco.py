@@ -19,7 +19,7 @@ def call(tool: str, *arguments: str | Path, folder: Path = ROOT) -> subprocess.C
 
 
 def test_it_writes_checks_and_counts(tmp_path: Path) -> None:
-    options = ["--train", "3", "--val", "2", "--size", "96", "64"]
+    options = ["--train", "3", "--val", "2", "--size", "64", "96"]
     done = call("make_digits_coco.py", tmp_path / "digits", *options)
     assert done.returncode == 0, done.stderr
     assert "instances_train.json: 3 images" in done.stdout

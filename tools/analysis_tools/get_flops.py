@@ -74,7 +74,7 @@ def _summary(cost: Cost) -> str:
         ("parameters", f"{cost.parameters:,}"),
         ("trainable", f"{cost.trainable:,}"),
         ("GFLOPs, published convention", f"{cost.published / 1e9:.3f}"),
-        ("GFLOPs, multiply-adds alone", f"{cost.macs / 1e9:.3f}"),
+        ("GFLOPs, multiply-adds only", f"{cost.macs / 1e9:.3f}"),
         *((f"  {kind}", f"{cost.flops.get(kind, 0) / 1e9:.3f}") for kind in MULTIPLY_ADDS),
         *(
             (f"  {kind} (published only)", f"{cost.flops.get(kind, 0) / 1e9:.3f}")

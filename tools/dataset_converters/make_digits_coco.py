@@ -1,7 +1,7 @@
 """Make a detection data set in COCO's format: handwritten digits on photographs.
 
-Digits and photographs come with scikit-learn; nothing is downloaded. The same options give the same
-files.
+Digits and photographs come with scikit-learn; nothing is downloaded. The same options always give
+the same files.
 
 The photographs are scikit-learn's, by danielbuechele and vultilion, under CC BY 2.0.
 """
@@ -21,9 +21,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Writes the data set and checks it with pycocotools."""
     args = _parse(arguments)
     check_output(args.folder, "the folder", folder=True)
-    width, height = args.size
     images = dict(train=args.train, val=args.val)
-    write_digits_coco(args.folder, images, (height, width), args.seed, args.overwrite)
+    write_digits_coco(args.folder, images, tuple(args.size), args.seed, args.overwrite)
     for split in images:
         path = annotation_file(args.folder, split)
         counts = check_annotations(path)
@@ -42,18 +41,16 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         type=int,
         nargs=2,
         default=(128, 128),
-        metavar=("WIDTH", "HEIGHT"),
-        help="size of the images in pixels, 64 to 65500 each (128 128)",
+        metavar=("HEIGHT", "WIDTH"),
+        help="height and width of the images in pixels, 64 to 65500 each (128 128)",
     )
     parser.add_argument(
         "--seed",
         type=int,
         default=0,
-        help="of all that is drawn at random, at least 0 (%(default)s)",
+        help="seed of everything random, at least 0 (%(default)s)",
     )
-    parser.add_argument(
-        "--overwrite", action="store_true", help="replace the data set that is there"
-    )
+    parser.add_argument("--overwrite", action="store_true", help="replace an existing data set")
     return parser.parse_args(arguments)
 
 

@@ -1,7 +1,7 @@
 """Turn a published checkpoint of RedNet (mmcls 0.x, mmdet 2.x, mmseg 0.x) into one of this package.
 
 Every entry is reported as taken, renamed or refused. Nothing is written if one is refused or, with
---config, missing, unless --partial says that this is meant.
+--config, missing, unless --partial is given.
 """
 
 from __future__ import annotations

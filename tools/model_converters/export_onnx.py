@@ -1,9 +1,9 @@
 """Export a classifier or a backbone to ONNX and check it in ONNX Runtime.
 
-The graph has standard operators of opset 17 alone. Its batch size, height and width are free. ONNX
-Runtime's outputs on random images of several sizes are compared with PyTorch's; where they differ
-by more than 1e-5 of their norm, nothing is written. The image is what the model itself takes: its
-data preprocessor (normalisation) is no part of the graph.
+The graph has standard operators only, of opset 17 or, with --exporter dynamo, 18. Its batch size is
+free, and so are height and width unless --fixed-size is given. ONNX Runtime's outputs on images of
+several sizes are compared with PyTorch's; if they differ by more than 1e-5 of their norm, nothing
+is written. The data preprocessor (normalization) is not part of the graph.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = config_parser(__doc__)
-    parser.add_argument("checkpoint", nargs="?", help="its weights (random ones if left out)")
+    parser.add_argument("checkpoint", nargs="?", help="checkpoint file (random weights if omitted)")
     parser.add_argument("--out", required=True, metavar="FILE", help="the ONNX file to write")
     parser.add_argument(
         "--shape",
@@ -61,13 +61,13 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         help="size of the images that the model is recorded with (224 224)",
     )
     parser.add_argument(
-        "--fixed-size", action="store_true", help="take images of this height and width alone"
+        "--fixed-size", action="store_true", help="accept images of this height and width only"
     )
     parser.add_argument(
         "--exporter",
         choices=EXPORTERS,
         default=EXPORTERS[0],
-        help="PyTorch's exporter: torchscript is many times as fast, dynamo's graph is smaller",
+        help="PyTorch's exporter: torchscript is many times faster, dynamo's graph is smaller",
     )
     return parser.parse_args(arguments)
 

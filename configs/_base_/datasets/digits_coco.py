@@ -13,7 +13,7 @@ train_pipeline = [
 ]
 test_pipeline = [
     dict(type="LoadImageFromFile"),
-    # Nothing is resized: mmdet needs the scale to give boxes in the image's pixels.
+    # Does not resize: mmdet needs the scale to give boxes in pixels of the image.
     dict(type="Resize", scale_factor=1.0),
     dict(type="LoadAnnotations", with_bbox=True),
     dict(

@@ -1,7 +1,7 @@
 """ImageNet-1k, or any folder of its form: <data_root>/{train,val}/<class>/*.JPEG.
 
 tools/train.py and tools/test.py let val_dataloader and test_dataloader follow when --cfg-options
-changes the data_root of train_dataloader alone.
+changes only the data_root of train_dataloader.
 """
 
 data_root = "data/imagenet"

@@ -1,4 +1,7 @@
-"""A RedNet-50 with 1,000 classes; heirs set backbone.depth and head.num_classes."""
+"""A RedNet-50 with 1,000 classes.
+
+Configs that inherit it set backbone.depth and head.num_classes.
+"""
 
 model = dict(
     type="ImageClassifier",

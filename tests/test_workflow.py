@@ -1,0 +1,51 @@
+"""The GitHub files are valid, and the workflow runs what CONTRIBUTING.md tells people to run."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+ROOT = Path(__file__).resolve().parents[1]
+GITHUB = ROOT / ".github"
+
+
+def commands() -> str:
+    """All commands of the workflow."""
+    jobs = yaml.safe_load((GITHUB / "workflows/ci.yml").read_text())["jobs"].values()
+    return "\n".join(step.get("run", "") for job in jobs for step in job["steps"])
+
+
+@pytest.mark.parametrize(
+    ("schema", "file"),
+    [
+        ("vendor.github-workflows", "workflows/ci.yml"),
+        ("vendor.github-issue-forms", "ISSUE_TEMPLATE/bug.yml"),
+        ("vendor.github-issue-config", "ISSUE_TEMPLATE/config.yml"),
+    ],
+)
+def test_github_accepts_the_files(schema: str, file: str) -> None:
+    pytest.importorskip("check_jsonschema", reason="the schemas are in check-jsonschema")
+    command = [sys.executable, "-m", "check_jsonschema", "--builtin-schema", schema, GITHUB / file]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout
+
+
+@pytest.mark.parametrize(
+    "command",
+    ["ruff check .", "ruff format --check .", "mypy", "docs/build.sh", "tests/docs/run_blocks.py"],
+)
+def test_the_workflow_runs_what_contributors_are_told_to_run(command: str) -> None:
+    assert command in commands()
+    assert command in (ROOT / "CONTRIBUTING.md").read_text()
+
+
+def test_scripts_that_the_workflow_calls_exist() -> None:
+    words = [
+        word for word in commands().split() if word.endswith((".sh", ".py", "requirements.txt"))
+    ]
+    assert "docs/build.sh" in words
+    assert [word for word in words if not (ROOT / word).is_file()] == []
