@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ast
 import random
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from mmengine.registry import DefaultScope
 from torch import Tensor, nn
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -38,6 +39,16 @@ def seed() -> int:
     np.random.seed(value)
     torch.manual_seed(value)
     return value
+
+
+@pytest.fixture(autouse=True)
+def default_scope() -> Iterator[None]:
+    """Restore mmengine's default scope after each test; building a model sets it."""
+    scopes = DefaultScope._instance_dict
+    before = dict(scopes)
+    yield
+    scopes.clear()
+    scopes.update(before)
 
 
 def assert_float32_close(actual: Tensor, expected: Tensor, what: str, rtol: float) -> None:

@@ -11,28 +11,30 @@ ROOT = Path(__file__).resolve().parents[2]
 
 pytest.importorskip("pycocotools")
 
+TOOL = "dataset_converters/make_digits_coco.py"
+
 
 def call(tool: str, *arguments: str | Path, folder: Path = ROOT) -> subprocess.CompletedProcess:
-    command = [sys.executable, ROOT / "tools/dataset_converters" / tool, *arguments]
+    command = [sys.executable, ROOT / "tools" / tool, *arguments]
     environment = {"PYTHONPATH": str(ROOT), "PATH": ""}
     return subprocess.run(command, cwd=folder, capture_output=True, text=True, env=environment)
 
 
 def test_it_writes_checks_and_counts(tmp_path: Path) -> None:
     options = ["--train", "3", "--val", "2", "--size", "64", "96"]
-    done = call("make_digits_coco.py", tmp_path / "digits", *options)
+    done = call(TOOL, tmp_path / "digits", *options)
     assert done.returncode == 0, done.stderr
     assert "instances_train.json: 3 images" in done.stdout
     content = json.loads((tmp_path / "digits/annotations/instances_val.json").read_text())
     assert [(each["width"], each["height"]) for each in content["images"]] == [(96, 64)] * 2
-    again = call("make_digits_coco.py", tmp_path / "digits", *options)
+    again = call(TOOL, tmp_path / "digits", *options)
     assert again.returncode == 2 and again.stderr.startswith("error: ")
     assert "--overwrite" in again.stderr and "Traceback" not in again.stderr
 
 
 def test_a_place_that_cannot_be_written(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    done = call("make_digits_coco.py", tmp_path / "file" / "digits")
+    done = call(TOOL, tmp_path / "file" / "digits")
     assert done.returncode == 2 and "file is a file, and no folder" in done.stderr
 
 
