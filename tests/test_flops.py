@@ -8,15 +8,14 @@ from rednet.flops import measure
 from rednet.layers import Involution2d
 from rednet.models import RedNet
 
-# depth: parameters, GFLOPs as published
+# depth: millions of parameters, GFLOPs as published. Both fit a 7 x 7 stem.
 PUBLISHED = {
-    26: (9_233_166, 1.73),
-    38: (12_386_986, 2.22),
-    50: (15_540_806, 2.71),
-    101: (25_652_950, 4.74),
-    152: (33_984_582, 6.79),
+    26: (9.23, 1.73),
+    38: (12.39, 2.22),
+    50: (15.54, 2.71),
+    101: (25.65, 4.74),
+    152: (33.99, 6.79),
 }
-LARGER_STEM = 720
 
 
 class Classifier(nn.Module):
@@ -33,11 +32,12 @@ class Classifier(nn.Module):
 def test_the_published_table(depth: int) -> None:
     parameters, gflops = PUBLISHED[depth]
     costs = measure(Classifier(depth), torch.zeros(1, 3, 32, 32))
-    assert costs[""].parameters == costs[""].trainable == parameters + LARGER_STEM
+    assert costs[""].parameters == costs[""].trainable
+    assert round(costs[""].parameters / 1e6, 2) == parameters
     # 32 and 224 pixels are halved five times without a remainder: every map has 7 x 7 times as
     # many.
     flops = 7 * 7 * costs["backbone"].published + costs["fc"].published
-    assert flops / 1e9 == pytest.approx(gflops, rel=0.01)
+    assert flops / 1e9 == pytest.approx(gflops, rel=0.003)
 
 
 def test_a_larger_image_costs_in_proportion() -> None:
