@@ -78,7 +78,7 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--show", action="store_true", help="show the predictions in a window")
     parser.add_argument("--wait-time", type=float, default=2, help="seconds that --show shows each")
     parser.add_argument(
-        "--interval", type=positive, default=1, help="draw every so many images (mmpretrain)"
+        "--interval", type=positive, default=1, help="draw every N-th image (mmpretrain)"
     )
     parser.add_argument(
         "--tta", action="store_true", help="average over flips, or the config's views"

@@ -26,7 +26,9 @@ def test_it_trains_what_is_missing_times_all_and_shows_both(
     result = json.loads((tmp_path / "ODConv2d.json").read_text())
     assert 0 <= result["accuracies"][0] <= 100 and result["cooling"] == 0.5
     monkeypatch.setattr(compare_layers, "TURNS", 1)
-    assert run(compare_layers.main, [*arguments, "--time"]) == 0
+    # Timing needs the layers only: the budget is that of the trainings that are there.
+    timing = ["--layers", "nn.Conv2d", "ODConv2d", "--out", str(tmp_path), "--time"]
+    assert run(compare_layers.main, timing) == 0
     lines = capsys.readouterr().out.splitlines()
     assert not any("seed" in line for line in lines), "a second run trained again"
     assert (tmp_path / "table.md").read_text().splitlines() == lines[: len(lines) - 1]
@@ -34,7 +36,11 @@ def test_it_trains_what_is_missing_times_all_and_shows_both(
     assert "not timed" not in lines[3]
     assert (tmp_path / "comparison.png").stat().st_size > 0
     assert run(compare_layers.main, [*arguments, "--steps", "3"]) == 2
-    assert "give another --out, or --overwrite" in capsys.readouterr().err
+    error = capsys.readouterr().err
+    assert "Give another --out, or train all with --overwrite" in error and error.count("\n") == 1
+    some = ["--layers", "nn.Conv2d", *arguments[3:], "--steps", "3", "--overwrite"]
+    assert run(compare_layers.main, some) == 2, "ODConv2d would stay as it is"
+    assert run(compare_layers.main, [*arguments, "--steps", "3", "--overwrite"]) == 0
 
 
 def test_a_seed_gives_every_network_the_same_images() -> None:

@@ -59,7 +59,7 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
 
 
 def _build(config: Config, height: int, width: int) -> nn.Module:
-    """The model, whose forward takes an image alone, also if it is a detector."""
+    """Builds the model so that its forward needs only an image, also if it is a detector."""
     model = build_model(config)
     if config.get("default_scope") == "mmdet":
         size = (height, width)

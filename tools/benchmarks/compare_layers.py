@@ -11,8 +11,8 @@ is the same for all; each seed changes all of it together.
 
 The first command trains. Each layer's results are one JSON file, and a second run trains only what
 is missing. The second one times a training step of each layer, all in turns, so that a machine that
-slows down slows all of them. Both draw the table (table.md) and the picture (comparison.png) anew
-from all that is there.
+slows down slows all of them. Both draw the table (table.md) and the picture (comparison.png) of all
+results in the folder.
 """
 
 from __future__ import annotations
@@ -89,20 +89,16 @@ def main(arguments: Sequence[str] | None = None) -> None:
     args.out.mkdir(parents=True, exist_ok=True)
     if args.threads:
         torch.set_num_threads(args.threads)
+    _check_budgets(names, args)
     data = _load()
     times = args.out / "milliseconds.json"
     if args.time:
         times.write_text(json.dumps(_milliseconds(names, data), indent=1) + "\n")
     else:
         _train_missing(names, data, args)
-    results = [
-        json.loads(file.read_text())
-        for file in (args.out / f"{name}.json" for name in _chosen())
-        if file.is_file()
-    ]
+    results = _results(args.out)
     if not results:
         return
-    _check_budget(results, args)
     milliseconds = json.loads(times.read_text()) if times.is_file() else {}
     table = _table(results, milliseconds)
     (args.out / "table.md").write_text(table)
@@ -134,7 +130,9 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         default=Path("work_dirs/compare_layers"),
         help="folder for results, table and picture (%(default)s)",
     )
-    parser.add_argument("--overwrite", action="store_true", help="train what is there as well")
+    parser.add_argument(
+        "--overwrite", action="store_true", help="train layers that have results as well"
+    )
     parser.add_argument("--time", action="store_true", help="time training steps, train nothing")
     return parser.parse_args(arguments)
 
@@ -164,14 +162,24 @@ def _split(data: Data, images_a_class: int, generator: torch.Generator) -> tuple
     return (images[is_chosen], labels[is_chosen]), (images[~is_chosen], labels[~is_chosen])
 
 
-def _check_budget(results: list[dict[str, Any]], args: argparse.Namespace) -> None:
-    budget = {key: getattr(args, key) for key in BUDGET}
-    for result in results:
-        theirs = {key: result.get(key) for key in budget}
-        if theirs != budget:
+def _results(folder: Path) -> list[dict[str, Any]]:
+    files = (folder / f"{name}.json" for name in _chosen())
+    return [json.loads(file.read_text()) for file in files if file.is_file()]
+
+
+def _check_budgets(names: Sequence[str], args: argparse.Namespace) -> None:
+    """Checks that the trainings that will be kept agree, with those to come if there are any."""
+    retrained = names if args.overwrite and not args.time else ()
+    kept = [result for result in _results(args.out) if result["layer"] not in retrained]
+    budgets = {result["layer"]: {key: result.get(key) for key in BUDGET} for result in kept}
+    if not args.time:
+        budgets["this run"] = {key: getattr(args, key) for key in BUDGET}
+    (first, budget), *others = budgets.items() or [("", {})]
+    for name, other in others:
+        if other != budget:
             raise UserError(
-                f"{result['layer']} was trained with {theirs}, not with {budget}: give another "
-                f"--out, or --overwrite"
+                f"{args.out} holds results that do not compare: {first} was trained with {budget}, "
+                f"{name} with {other}. Give another --out, or train all with --overwrite"
             )
 
 
