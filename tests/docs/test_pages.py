@@ -128,6 +128,18 @@ def test_each_layer_has_a_page_with_its_keywords(name: str) -> None:
     } == own
 
 
+@pytest.mark.parametrize("name", ["rooms", "involution"])
+def test_the_pictures_are_those_that_the_scripts_draw(name: str, tmp_path: Path) -> None:
+    """Their words and arrows; coordinates depend on the version of matplotlib."""
+    pytest.importorskip("matplotlib")
+    script = DOCS / "scripts" / {"rooms": "draw_rooms.py", "involution": "draw_operator.py"}[name]
+    drawn = tmp_path / "drawn.svg"
+    subprocess.run([sys.executable, script, drawn], check=True)
+    pattern = re.compile(r"<!-- (.+?) -->|<g id=\"(\w+?)_\d+\"")
+    committed = (DOCS / "pictures" / f"{name}.svg").read_text()
+    assert pattern.findall(drawn.read_text()) == pattern.findall(committed)
+
+
 IMPORT = """
 import os, random, signal, socket, sys, threading, warnings
 import numpy, torch, mmengine, mmcv.cnn, mmcv.transforms, torch.utils.checkpoint
