@@ -137,7 +137,8 @@ def test_the_pictures_are_those_that_the_scripts_draw(name: str, tmp_path: Path)
     subprocess.run([sys.executable, script, drawn], check=True)
     pattern = re.compile(r"<!-- (.+?) -->|<g id=\"(\w+?)_\d+\"")
     committed = (DOCS / "pictures" / f"{name}.svg").read_text()
-    assert pattern.findall(drawn.read_text()) == pattern.findall(committed)
+    same = pattern.findall(drawn.read_text()) == pattern.findall(committed)
+    assert same, f"draw docs/pictures/{name}.svg again: python docs/scripts/{script.name}"
 
 
 IMPORT = """
