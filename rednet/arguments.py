@@ -11,7 +11,7 @@ def positive_int(name: str, value: int) -> int:
     """Returns ``value`` if it is an int of at least 1.
 
     Raises:
-        TypeError: If it is no int.
+        TypeError: If it is not an int.
         ArgumentError: If it is smaller than 1.
     """
     if isinstance(value, bool) or not hasattr(value, "__index__"):
@@ -25,7 +25,7 @@ def positive_number(name: str, value: float) -> float:
     """Returns ``value`` if it is a finite number above 0.
 
     Raises:
-        TypeError: If it is no number.
+        TypeError: If it is not a number.
         ArgumentError: If it is not finite and above 0.
     """
     if isinstance(value, bool) or not isinstance(value, (int, float)):

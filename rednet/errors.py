@@ -1,7 +1,7 @@
-"""Errors whose cause lies in what a user gave: a path, a config, an image, an installation.
+"""Errors caused by what a user gave: a path, a config, an image, an installation.
 
-The command lines in tools/ print their message alone, without a traceback. Every other exception is
-a fault of the program and keeps its traceback.
+The commands in tools/ print only their message, without a traceback. Every other exception is a bug
+and keeps its traceback.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Checkpoints: reading them safely, and giving their entries the names that a model expects."""
+"""Reading checkpoints safely and renaming their entries for a model."""
 
 from rednet.checkpoint import reading
 

@@ -1,4 +1,4 @@
-"""Says what a swapped model takes from a checkpoint of the model that it was before."""
+"""Reports how a checkpoint of the original model maps onto the swapped one."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ _NAMES_SHOWN = 5
 
 
 class LoadedWeights(NamedTuple):
-    """What loading a checkpoint does to a module, by names relative to the module.
+    """The effect of loading a checkpoint into a module. Names are relative to the module.
 
     Attributes:
-        taken: Entries that load as they are.
-        expanded: Layers that make their own weights of a plain convolution's.
-        initial: Entries that stay at their initialisation; what norms count is none.
-        unused: Entries of the checkpoint that the module has no place for.
+        taken: Entries that load unchanged.
+        expanded: Layers that compute their own weights from a plain convolution's.
+        initial: Entries that keep their initialization, without the counters of norms.
+        unused: Entries of the checkpoint that the module does not have.
     """
 
     taken: list[str]
@@ -32,7 +32,7 @@ class LoadedWeights(NamedTuple):
 
 
 def report_plain_weights(module: nn.Module) -> None:
-    """Makes a module with convolution layers of this package report what each checkpoint gives it.
+    """Makes a module report how each checkpoint that is loaded maps onto it.
 
     From then on, loading a checkpoint that fills only part of the module logs one line that counts
     the entries taken as they are, the convolutions expanded into a layer and the entries left at
@@ -50,12 +50,12 @@ def report_plain_weights(module: nn.Module) -> None:
 def compare_with_checkpoint(
     module: nn.Module, state_dict: Mapping[str, Tensor], prefix: str = ""
 ) -> LoadedWeights:
-    """Tells what loading a checkpoint will do to a module, without loading it.
+    """Returns what loading a checkpoint would do to a module, without loading it.
 
     Args:
         module: The module.
         state_dict: The checkpoint.
-        prefix: Where the module's entries are in it: its name and a dot.
+        prefix: Prefix of the module's entries in it: the module's name and a dot.
     """
     given = {
         key[len(prefix) :]: value for key, value in state_dict.items() if key.startswith(prefix)

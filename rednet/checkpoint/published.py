@@ -1,8 +1,8 @@
-"""Turns published checkpoints of RedNet into ones that this package's models load as they are.
+"""Converts published checkpoints of RedNet into ones that load into this package's models.
 
-The published files were written by mmcls 0.x, mmdet 2.x and mmseg 0.x. Most of their keys are those
-of today. They differ where an involution took a ConvModule's place in an FPN or a mask head: there
-it was put in directly, and here it is the ConvModule's convolution, so that a name is longer.
+The published files were written by mmcls 0.x, mmdet 2.x and mmseg 0.x. Most of their keys are still
+valid. They differ where an involution replaces a ConvModule in an FPN or a mask head: here it is
+the ConvModule's convolution, so the name is longer.
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ from torch import Tensor, nn
 from rednet.errors import ArgumentError
 from rednet.layers.involution import GROUP_CHANNELS, generated_kernel_size
 
-# What is not in this table keeps its name.
+# Names that match nothing stay.
 RENAMED = (
     # DistributedDataParallel's prefix
     (re.compile(r"^module\."), ""),
-    # a backbone alone
+    # a bare backbone
     (re.compile(r"^(?=(stem|layer[1-4])\.)"), "backbone."),
     (re.compile(r"^(neck\.fpn_convs\.\d+)\.(?=conv[12]\.(conv|bn)\.)"), r"\1.conv."),
     (re.compile(r"^(roi_head\.mask_head\.convs\.\d+)\.0\.(?=conv[12]\.(conv|bn)\.)"), r"\1.conv."),
@@ -38,15 +38,15 @@ GENERATOR = re.compile(r"^(.+)\.conv2\.conv\.weight$")
 
 
 class Conversion(NamedTuple):
-    """What became of a checkpoint's entries.
+    """The result of converting a checkpoint.
 
     Attributes:
         state_dict: The entries that were taken, by their new names.
         taken: Names that stayed.
         renamed: New names by old ones.
         refused: Reasons by name.
-        missing: Entries of the model that the checkpoint has not, where a config was given.
-        kernel_sizes: Kernel size of each involution, by its new name, read off its tensors.
+        missing: Entries of the model that the checkpoint lacks, if a model was given.
+        kernel_sizes: Kernel size of each involution by its new name, derived from its weights.
     """
 
     state_dict: dict[str, Tensor]
@@ -78,7 +78,7 @@ class Conversion(NamedTuple):
 def convert(
     state_dict: Mapping[str, Any], build_model: Callable[[int | None], nn.Module] | None = None
 ) -> Conversion:
-    """Gives the entries of a published checkpoint the names that they have here.
+    """Renames the entries of a published checkpoint to their names in this package.
 
     Args:
         state_dict: Weights by published name.
@@ -88,7 +88,7 @@ def convert(
             fully, those of a head by their beginning.
 
     Returns:
-        The entries with their new names, and what became of each.
+        The entries with their new names, and a report on each.
     """
     result = Conversion({}, [], {}, {}, [], {})
     for old, value in state_dict.items():
@@ -125,7 +125,7 @@ def _objection(name: str, value: Any, taken: Mapping[str, Tensor]) -> str | None
 
 
 def _read_kernel_sizes(result: Conversion) -> None:
-    """Reads every involution's kernel size; one whose tensors give none is refused."""
+    """Derives every involution's kernel size, and refuses those whose weights do not fit."""
     for name in list(result.state_dict):
         match = GENERATOR.match(name)
         reduction = f"{match[1]}.conv1.conv.weight" if match else None
@@ -141,7 +141,7 @@ def _read_kernel_sizes(result: Conversion) -> None:
 
 
 def _kernel_size(state_dict: Mapping[str, Tensor], generator: str, reduction: str) -> int:
-    """Kernel size of an involution, off the weights of its two convolutions."""
+    """Kernel size of an involution, from the weights of its two convolutions."""
     shape = tuple(state_dict[reduction].shape)
     if len(shape) != 4:
         raise ArgumentError(f"{reduction} must have 4 dimensions, got shape {shape}")

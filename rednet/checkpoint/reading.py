@@ -1,15 +1,16 @@
-"""Checkpoints, read with ``weights_only``, those that mmengine wrote too.
+"""Reading checkpoints with ``weights_only``, including those that mmengine writes.
 
 Besides tensors and plain containers, mmengine's hold the curves of the training log: its
 ``HistoryBuffer`` around NumPy arrays, and NumPy scalars that were computed from them. torch >= 2.6
-loads with ``weights_only=True`` and refuses those types until they are named. Importing this module
-names exactly them. None of them can run code: a ``HistoryBuffer`` is an object with two arrays, and
-the NumPy functions rebuild an array or a scalar from bytes. A buffer's file also asks ``getattr``
-for the buffer's own methods; what answers here gives those methods and nothing else.
+loads with ``weights_only=True`` and refuses those types until they are allowed. Importing this
+module allows exactly them. None of them can run code: a ``HistoryBuffer`` is an object with two
+arrays, and the NumPy functions rebuild an array or a scalar from bytes. A pickled buffer also calls
+``getattr`` for the buffer's methods; the replacement used here returns those methods and nothing
+else.
 
-torch 2.4 and 2.5 know the same list, but read with ``weights_only`` only when told to:
-:func:`require_weights_only` tells them. Older versions cannot be given such a list. There mmengine
-unpickles a checkpoint in full: open only files that you trust.
+torch 2.4 and 2.5 have the same list but use ``weights_only`` only on request, which
+:func:`require_weights_only` makes. Older versions have no such list: there, mmengine unpickles a
+checkpoint in full, so open only files that you trust.
 """
 
 from __future__ import annotations
@@ -39,7 +40,7 @@ _REFUSED_TYPE = re.compile(r"GLOBAL ([\w.]+)")
 
 
 def require_weights_only() -> None:
-    """Makes this process read checkpoints with ``weights_only``, where this torch can."""
+    """Makes this process read checkpoints with ``weights_only``, if this torch can."""
     if can_name_types():
         os.environ.setdefault("TORCH_FORCE_WEIGHTS_ONLY_LOAD", "1")
 
@@ -53,7 +54,7 @@ def read_state_dict(path: str | Path) -> dict[str, Tensor]:
     """Reads the weights of a checkpoint, and nothing that could run code.
 
     Args:
-        path: A file with a state_dict, or with one under ``state_dict`` beside other things.
+        path: A file with a state_dict, at the top level or under ``state_dict``.
 
     Returns:
         The state_dict.
@@ -79,16 +80,16 @@ def read_state_dict(path: str | Path) -> dict[str, Tensor]:
 def _read(path: str | Path) -> Any:
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of a pickle that is no checkpoint torch warns first
+            warnings.simplefilter("ignore")  # torch warns about a pickle that is not a checkpoint
             return torch.load(path, map_location="cpu", weights_only=True)
     except PermissionError as error:
         raise UserError(f"{path} cannot be read: {error.strerror}") from error
-    except Exception as error:  # of a file that is no checkpoint torch raises nearly everything
+    except Exception as error:  # torch raises nearly anything for other files
         refused = _REFUSED_TYPE.search(str(error))
         if refused:
             problem = f"holds {refused[1]}, which weights_only does not allow: it could run code"
         else:
-            problem = "is no checkpoint that weights_only can read, or it is damaged"
+            problem = "is not a checkpoint that weights_only can read, or is damaged"
         raise UserError(f"{path} {problem}") from error
 
 
@@ -107,14 +108,14 @@ def _types_in_a_log() -> Iterator[Any]:
 
 
 def _statistics_method(owner: Any, name: Any) -> Callable:
-    """All of ``getattr`` that a ``HistoryBuffer`` needs: ``HistoryBuffer.mean`` and its like."""
+    """The part of ``getattr`` that a ``HistoryBuffer`` needs, such as ``HistoryBuffer.mean``."""
     if owner is not HistoryBuffer or name not in _STATISTICS:
         raise UnpicklingError(f"a checkpoint asks for {name!r} of {owner!r}, which is not allowed")
     return getattr(owner, name)
 
 
 def _under_the_name(module: str, name: str, function: Callable) -> Callable:
-    """The function, under the name by which a checkpoint calls it."""
+    """The function under the name that checkpoints use for it."""
 
     def alias(*args: Any) -> Any:
         return function(*args)

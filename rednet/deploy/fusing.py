@@ -1,4 +1,4 @@
-"""Trained models made ready for inference: whatever is constant is merged into convolutions."""
+"""Fusing a trained model for inference: what is constant is merged into convolutions."""
 
 from __future__ import annotations
 
@@ -38,8 +38,8 @@ def switch_to_deploy(model: nn.Module, run: Callable[[nn.Module], Any] | None = 
     A layer of this package merges what it can: an ``ACBlock`` becomes one convolution, a
     ``ConvAWS2d`` a plain ``nn.Conv2d``, an ``SPConv2d`` loses its norms. Then each batch norm that
     directly follows a convolution, in a ``ConvModule`` or as the next child of the same module, is
-    folded into it and becomes an ``nn.Identity``. A convolution or a norm that has several places
-    in the model stays as it is. The model is left in eval mode.
+    folded into it and becomes an ``nn.Identity``. A convolution or a norm that occurs several times
+    in the model is left alone. The model is left in eval mode.
 
     Every fused layer is compared with what it was, in float64 on a random image. So is the model,
     as it is, by ``run``.
@@ -56,7 +56,7 @@ def switch_to_deploy(model: nn.Module, run: Callable[[nn.Module], Any] | None = 
     Raises:
         ArgumentError: If the model does not run on random images, or its output is not finite.
         RuntimeError: If an output has changed. The message names the layer that changed most. The
-            model is then of no use.
+            model is then unusable.
 
     Examples:
         >>> from torch import nn
@@ -87,14 +87,15 @@ def build_deployed(module: dict[str, Any], **injected: Any) -> nn.Module:
 
     Args:
         module: Config of the module as it was trained.
-        **injected: What is added to a model's config (``data_preprocessor`` ...); passed on to the
-            inner config.
+        **injected: Keywords that are added to a model's config (``data_preprocessor`` ...), which
+            go to the inner config.
 
     Returns:
-        The module itself, fused and in eval mode, with weights that mean nothing yet.
+        The module itself, fused and in eval mode, with meaningless weights until a checkpoint is
+        loaded.
 
     Raises:
-        TypeError: If ``module`` is no config.
+        TypeError: If ``module`` is not a config.
 
     Examples:
         >>> model = dict(type='Deployed', module=dict(type='RedNet', depth=26))
@@ -115,7 +116,7 @@ def _fusions(place: nn.ModuleList) -> Iterator[Fusion]:
     """Fuses the one module in ``place``, which may be replaced there, step by step.
 
     Yields:
-        Of each step the name of what was fused, a copy of it as it was, and what it has become.
+        For each step, the name of the fused module, a copy of the original and the result.
     """
     yield from _layer_fusions(place)
     yield from _norm_fusions(place[0])
@@ -131,7 +132,7 @@ def _layer_fusions(place: nn.ModuleList) -> Iterator[Fusion]:
 
 
 def _merges(layer: nn.Module) -> bool:
-    """Whether the layer has something to merge, which is to say, a method of its own for it."""
+    """Whether the layer has something to merge, that is, overrides ``switch_to_deploy``."""
     return (
         isinstance(layer, ConvLayer)
         and type(layer).switch_to_deploy is not ConvLayer.switch_to_deploy
@@ -157,7 +158,7 @@ def _norm_fusions(model: nn.Module) -> Iterator[Fusion]:
 
 
 def _convolution(module: nn.Module) -> nn.Conv2d | None:
-    """The plain convolution that gives the module's output, where there is one."""
+    """The plain convolution that computes the module's output, or None."""
     if isinstance(module, ACBlock) and module.deploy:
         return module.fused_conv
     # A subclass may do something else to its weight; so may a hook, such as a spectral norm's.

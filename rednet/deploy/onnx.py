@@ -58,12 +58,12 @@ def export_onnx(
             mode.
         path: The file to write.
         image_shape: (C, H, W) of the images that the model is recorded with.
-        exporter: ``'torchscript'``, which records what runs, or ``'dynamo'``, which translates what
-            torch.export gives, makes the smaller graph and takes much longer.
+        exporter: ``'torchscript'`` records the operators that run; ``'dynamo'`` translates the
+            graph of torch.export, which takes much longer and gives a smaller graph.
         dynamic_size: Whether height and width are free too.
 
     Returns:
-        What was written.
+        A description of the file.
 
     Raises:
         UserError: If the model cannot be exported.

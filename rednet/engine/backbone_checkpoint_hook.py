@@ -1,4 +1,4 @@
-"""Checkpoints of a backbone alone, such as torchvision's, as ``load_from`` of a whole model."""
+"""Loading a bare backbone's checkpoint, such as torchvision's, with ``load_from``."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ _PARALLEL = re.compile(r"^module\.")
 
 @HOOKS.register_module()
 class BackboneCheckpointHook(Hook):
-    """Gives the entries of a bare backbone's checkpoint the names that they have in the model.
+    """Renames the entries of a bare backbone's checkpoint to their names in the model.
 
     A torchvision file holds ``layer1.0.conv1.weight``, where a classifier, detector or segmentor
-    has ``backbone.layer1.0.conv1.weight``: as ``load_from`` it would load nothing. Where not one
-    entry has a name of the model, those that have a name of its backbone are renamed, and ``fc.*``
-    becomes ``head.fc.*`` where the model has that and the classes are as many. Every other
-    checkpoint stays as it is.
+    has ``backbone.layer1.0.conv1.weight``, so ``load_from`` would load nothing. If no entry has a
+    name of the model, the entries with a name of its backbone are renamed, and ``fc.*`` becomes
+    ``head.fc.*`` if the model has such entries of the same shape. Other checkpoints stay as they
+    are.
     """
 
     def after_load_checkpoint(self, runner: Runner, checkpoint: dict[str, Any]) -> None:
@@ -36,7 +36,7 @@ class BackboneCheckpointHook(Hook):
             state_dict[new] = state_dict.pop(old)
         if names:
             runner.logger.info(
-                f"{len(names)} entries of the checkpoint are a backbone's alone and were renamed, "
+                f"{len(names)} entries of the bare backbone's checkpoint were renamed, "
                 "such as {} to {}".format(*next(iter(names.items())))
             )
 
@@ -46,10 +46,10 @@ def names_in_model(model: nn.Module, state_dict: Mapping[str, Any]) -> dict[str,
 
     Args:
         model: A model, perhaps with a ``backbone``.
-        state_dict: A checkpoint. Its values are compared with the model's classifier alone.
+        state_dict: A checkpoint. Only its classifier's values are compared with the model's.
 
     Returns:
-        Empty where the model has no backbone, or the checkpoint is not a backbone's alone.
+        Empty if the model has no backbone, or the checkpoint is not a bare backbone's.
     """
     own = model.state_dict()
     short = {name: _PARALLEL.sub("", name) for name in state_dict}

@@ -1,4 +1,4 @@
-"""The picture of which classes a classifier takes for which."""
+"""A picture of the confusion matrix."""
 
 from __future__ import annotations
 
@@ -86,7 +86,7 @@ class ConfusionMatrixHook(PictureHook):
 
 
 def _bring_out_the_few(axes: Axes) -> None:
-    """Lets a single wrong image be seen beside hundreds of right ones."""
+    """Makes a single wrong image visible among hundreds of right ones."""
     from matplotlib.colors import PowerNorm
 
     axes.images[0].set_norm(PowerNorm(0.5))

@@ -1,4 +1,4 @@
-"""The check that only trained weights are frozen."""
+"""A check that frozen weights have been trained."""
 
 from __future__ import annotations
 
@@ -21,21 +21,21 @@ _NORMS = (_NormBase, nn.GroupNorm, nn.LayerNorm)
 
 @HOOKS.register_module()
 class FrozenWeightsHook(Hook):
-    """Refuses to train a model that freezes stages or norms which hold random weights.
+    """Refuses to train a model whose frozen stages or norms hold random weights.
 
-    A detector freezes its backbone's first stages and the statistics of its norms, which is right
-    for a pretrained backbone and ruins one that starts from scratch: nothing would ever normalise
-    its activations. The hook looks at the model after all weights are loaded, before the first
-    iteration: a norm that would stay in eval mode and holds its initial state is an error; one
+    A detector freezes its backbone's first stages and the statistics of its norms. This suits a
+    pretrained backbone, but a backbone that starts from scratch cannot learn: nothing normalizes
+    its activations. The hook checks the model after all weights are loaded, before the first
+    iteration. A norm that would stay in eval mode and holds its initial state is an error; a norm
     without running statistics only if its parameters are frozen.
 
-    Norms are what it goes by: frozen random weights pass where a stage has no norm, as in a VGG, or
-    where its norms were loaded and other parts were not. (The gates of a frozen ``CondConv2d`` or
+    It checks norms only: frozen random weights pass if a stage has no norm, as in a VGG, or if its
+    norms were loaded and other parts were not. (The gates of a frozen ``CondConv2d`` or
     ``DynamicConv2d`` that loaded a plain convolution are random and do no harm: the mixture of its
     experts is that convolution.)
 
     Raises:
-        UserError: With the names of such norms and the options that mend it.
+        UserError: If such norms are found. The message names them and the options that fix it.
     """
 
     priority = "VERY_HIGH"
@@ -75,8 +75,8 @@ def untrained_frozen_norms(model: nn.Module) -> list[str]:
     Returns:
         The names of the norms that are in eval mode then and hold one scale for all channels and no
         shift: batch norms with a running mean of zeros and a running variance of ones, and, without
-        running statistics, norms whose parameters are frozen. (Statistics alone do not tell: the
-        weights of caffe's ResNets have theirs folded into scale and shift.)
+        running statistics, norms whose parameters are frozen. (Statistics are not enough to
+        decide: the weights of caffe's ResNets have theirs folded into scale and shift.)
     """
     model.train()
     return [

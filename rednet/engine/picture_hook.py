@@ -1,4 +1,4 @@
-"""What the hooks that leave a picture in the work directory share."""
+"""Base of the hooks that save a picture in the work directory."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from mmengine.runner import Runner
 
 
 class PictureHook(Hook):
-    """Saves a picture in the work directory: now and then while a model trains, and at the end.
+    """Saves a picture in the work directory, during training and at the end.
 
     Subclasses define :meth:`draw`.
 
     Args:
         filename: Name of the picture in the work directory.
-        interval: Validations between two drawings; the end of the training always draws.
+        interval: Draw after every ``interval``-th validation. The end of the training always draws.
     """
 
     priority = "LOW"
@@ -28,11 +28,11 @@ class PictureHook(Hook):
         self.validations = 0
 
     def draw(self, runner: Runner, path: Path) -> None:
-        """Saves the picture at ``path``, if there is anything to draw yet."""
+        """Saves the picture at ``path`` if there is anything to draw."""
         raise NotImplementedError
 
     def before_train(self, runner: Runner) -> None:
-        """Starts to count the validations of a training."""
+        """Resets the count of validations."""
         self.training = True
         self.validations = 0
 

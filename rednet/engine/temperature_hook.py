@@ -20,13 +20,12 @@ class TemperatureAnnealHook(Hook):
     """Lowers the temperature of dynamic convolution layers linearly, iteration by iteration.
 
     A high temperature makes a layer mix its kernels in nearly equal parts, so that all of them
-    learn from the start. The temperature of an iteration follows from its number alone: a resumed
-    training goes on where it was. It is also in the layers' state_dict, so that a checkpoint is
-    always evaluated at the temperature that it was trained at. The log shows it as
-    ``temperature``.
+    learn from the start. The temperature depends only on the number of the iteration, so a resumed
+    training continues where it was. It is part of the layers' state_dict, so a checkpoint is always
+    evaluated at the temperature at which it was trained. The log shows it as ``temperature``.
 
-    Every module of the model that has ``set_temperature`` takes part, wrapped or not
-    (``DistributedDataParallel`` ...); a model without any gets a warning. The averaged model of an
+    It applies to every module that has ``set_temperature``, in wrapped models as well
+    (``DistributedDataParallel`` ...), and warns if there is none. The averaged model of an
     ``EMAHook`` has the training's temperature too, even with ``update_buffers=True``.
 
     From `Dynamic Convolution: Attention over Convolution Kernels

@@ -1,4 +1,4 @@
-"""The picture of a training: loss, validation metrics and learning rate."""
+"""A picture of a training: loss, validation metrics and learning rate."""
 
 from __future__ import annotations
 
@@ -31,12 +31,12 @@ class TrainingCurveHook(PictureHook):
     """Draws loss, validation metrics and learning rate as ``training_curve.png`` in the work dir.
 
     The values are those of mmengine's log, which checkpoints keep: a resumed training has its whole
-    curve. It may lack the validation after the checkpoint, which came too late to be kept in it.
+    curve, except perhaps the validation right after the checkpoint was saved.
 
     Args:
         metrics: Names of the validation metrics to draw, without ``val/``; all scalars by default.
         filename: Name of the picture.
-        interval: Validations between two drawings; the end of the training always draws.
+        interval: Draw after every ``interval``-th validation. The end of the training always draws.
     """
 
     def __init__(
@@ -49,7 +49,7 @@ class TrainingCurveHook(PictureHook):
         self.metrics = metrics
 
     def after_val_epoch(self, runner: Runner, metrics: dict[str, float] | None = None) -> None:
-        """Notes when the validation was."""
+        """Records the iteration of the validation."""
         if self.training:
             runner.message_hub.update_scalar(VAL_ITER, runner.iter)
         super().after_val_epoch(runner, metrics)
@@ -89,13 +89,13 @@ class TrainingCurveHook(PictureHook):
 
 
 def _every_iteration(log: Mapping[str, np.ndarray], name: str, iterations: int, unit: int) -> Curve:
-    """The curve of a value logged at every iteration; a long log may have lost its start."""
+    """The curve of a value logged in every iteration. A long log may have lost its start."""
     values = log.get(name, np.empty(0))
     return np.arange(iterations - len(values) + 1, iterations + 1) / unit, values
 
 
 def _common_end(positions: np.ndarray, values: np.ndarray) -> Curve:
-    """The last of both: a run that had no such hook may have left values without positions."""
+    """The common end of both. A run without this hook may have left values without positions."""
     length = min(len(positions), len(values))
     return positions[len(positions) - length :], values[len(values) - length :]
 

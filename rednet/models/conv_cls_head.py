@@ -1,4 +1,4 @@
-"""A classification head whose classifier is one of the convolution layers."""
+"""A classification head with a convolution layer as its classifier."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ def build_conv_cls_head(
     conv_cfg: dict[str, Any] | None = None,
     **head_cfg: Any,
 ) -> nn.Module:
-    """Builds mmpretrain's ``LinearClsHead`` with a 1 x 1 convolution layer for its linear one.
+    """Builds mmpretrain's ``LinearClsHead`` with a 1 x 1 convolution layer as its linear layer.
 
-    CondConv's publication makes the classifier conditional too: a linear layer is a 1 x 1
-    convolution of one pixel.
+    CondConv's publication makes the classifier conditional as well: a linear layer is a 1 x 1
+    convolution of a single pixel.
 
     Args:
         num_classes: Number of classes.

@@ -11,17 +11,17 @@ from rednet.registry import MODELS
 
 
 class DropoutLinear(nn.Linear):
-    """A linear layer that drops some of its input in training.
+    """A linear layer with dropout on its input.
 
-    Its state_dict is ``nn.Linear``'s, so that any classifier's weights load.
+    Its state_dict is ``nn.Linear``'s, so any classifier's weights load.
 
     Args:
         in_features: Size of the input.
         out_features: Size of the output.
-        dropout: Share of the input that is dropped.
+        dropout: Probability of dropping an input element in training.
 
     Raises:
-        ValueError: If the share is not between 0 and 1.
+        ValueError: If ``dropout`` is not between 0 and 1.
     """
 
     def __init__(self, in_features: int, out_features: int, dropout: float) -> None:
@@ -33,7 +33,7 @@ class DropoutLinear(nn.Linear):
         return super().forward(F.dropout(input, self.dropout, self.training))
 
     def extra_repr(self) -> str:
-        """``nn.Linear``'s description and the share."""
+        """``nn.Linear``'s description and the probability."""
         return f"{super().extra_repr()}, dropout={self.dropout}"
 
 
@@ -43,12 +43,12 @@ def build_dropout_cls_head(
 ) -> nn.Module:
     """Builds mmpretrain's ``LinearClsHead`` with dropout before its linear layer.
 
-    ODConv's publication trains its ResNets so, and torchvision its MobileNets.
+    ODConv's publication trains its ResNets with it, torchvision its MobileNets.
 
     Args:
         num_classes: Number of classes.
         in_channels: Channels of the features.
-        dropout: Share of the features that is dropped in training.
+        dropout: Probability of dropping a feature in training.
         **head_cfg: Further arguments of ``LinearClsHead``, such as ``loss``.
 
     Returns:
@@ -56,7 +56,7 @@ def build_dropout_cls_head(
 
     Raises:
         KeyError: If mmpretrain is not installed.
-        ValueError: If the share is not between 0 and 1.
+        ValueError: If ``dropout`` is not between 0 and 1.
     """
     config = dict(num_classes=num_classes, in_channels=in_channels, **head_cfg)
     head = MODELS.build(dict(type="mmpretrain.LinearClsHead", **config))

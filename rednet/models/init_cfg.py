@@ -13,7 +13,7 @@ def as_list(init_cfg: Any) -> list:
 
 
 def is_pretrained(entry: Any) -> bool:
-    """Whether an entry is for a checkpoint, named or not."""
+    """Whether an entry loads a checkpoint, named or not."""
     return isinstance(entry, dict) and entry.get("type") in ("Pretrained", PretrainedInit)
 
 

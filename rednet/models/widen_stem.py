@@ -1,4 +1,4 @@
-"""Reads a stem with a small involution kernel into one with a larger kernel, exactly."""
+"""Loading a stem with a small involution kernel into one with a larger kernel, exactly."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ from rednet.layers.involution import Involution2d, generated_kernel_size
 def widen_stem_kernel(
     backbone: Any, state_dict: MutableMapping[str, Tensor], prefix: str, *_: Any
 ) -> None:
-    """Centres the kernel of a checkpoint's stem involution in the larger one of a RedNet.
+    """Places the kernel of a checkpoint's stem involution in the center of a RedNet's larger one.
 
     The published classification checkpoints have a 3 x 3 kernel, the published detectors a 7 x 7
     one. With zeros around it, the larger kernel computes what the smaller one computed. A larger
-    kernel cannot be read into a smaller one: that entry stays as it is, for PyTorch to refuse.
+    kernel cannot be loaded into a smaller one: the entry is left for PyTorch to refuse.
 
     Args:
         backbone: The RedNet that loads the checkpoint.
         state_dict: The checkpoint; its two entries are replaced.
-        prefix: Where the backbone's entries are in it.
+        prefix: Prefix of the backbone's entries in it.
 
     Raises:
         ArgumentError: If the checkpoint's kernel is not square or its size is even.
@@ -44,7 +44,7 @@ def widen_stem_kernel(
         wide = F.pad(kernels, (border, border, border, border)).movedim(0, 3)
         state_dict[name] = wide.reshape(-1, *entry.shape[1:])
     print_log(
-        f"{prefix}stem.1: the checkpoint's {given} x {given} kernel is read into the centre of the "
+        f"{prefix}stem.1: the checkpoint's {given} x {given} kernel is placed in the center of the "
         f"{involution.kernel_size[0]} x {involution.kernel_size[1]} one; the output is the same",
         logger="current",
     )

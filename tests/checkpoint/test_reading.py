@@ -104,7 +104,7 @@ def test_a_file_that_is_no_checkpoint(tmp_path: Path, content: bytes) -> None:
     path.write_bytes(content)
     with pytest.raises(UserError) as caught:
         read_state_dict(path)
-    problem = "is no checkpoint that weights_only can read, or it is damaged"
+    problem = "is not a checkpoint that weights_only can read, or is damaged"
     assert str(caught.value) == f"{path} {problem}"
 
 
@@ -112,7 +112,7 @@ def test_a_file_that_is_no_checkpoint(tmp_path: Path, content: bytes) -> None:
 def test_a_truncated_checkpoint(tmp_path: Path, lost: int) -> None:
     path = tmp_path / "short.pth"
     path.write_bytes(saved(dict(weight=torch.zeros(200)), path)[:-lost])
-    with pytest.raises(UserError, match="short.pth is no checkpoint .* or it is damaged$"):
+    with pytest.raises(UserError, match="short.pth is not a checkpoint .* or is damaged$"):
         read_state_dict(path)
 
 

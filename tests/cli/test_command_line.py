@@ -83,7 +83,7 @@ def test_a_checkpoint_is_read(tmp_path: Path) -> None:
     torch.save(dict(weight=torch.zeros(1)), good)
     check_checkpoint(str(good), "load_from")
     bad.write_text("hello")
-    with pytest.raises(UserError, match=f"^load_from {bad} is no checkpoint"):
+    with pytest.raises(UserError, match=f"^load_from {bad} is not a checkpoint"):
         check_checkpoint(str(bad), "load_from")
 
 
