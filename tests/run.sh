@@ -1,9 +1,12 @@
 #!/usr/bin/env bash
 # Install what is missing, check lint, format and types, then run the tests. Arguments go to pytest.
+# Everything goes into the active virtual environment, or else into .venv.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
-python3 tools/install.py
-bin=${VIRTUAL_ENV:-.venv}/bin
+environment=${VIRTUAL_ENV:-.venv}
+[[ -x $environment/bin/python ]] || python3 -m venv "$environment"
+bin=$environment/bin
+"$bin/python" -m pip install --quiet -r requirements.txt -e .
 "$bin/ruff" check .
 "$bin/ruff" format --check .
 "$bin/mypy"
