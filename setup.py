@@ -11,6 +11,8 @@ import zlib
 from pathlib import Path
 
 from setuptools import Extension, setup
+from setuptools.command.bdist_wheel import bdist_wheel
+from setuptools.command.build_ext import build_ext
 
 SOURCES = Path("rednet", "ops", "cpu", "src")
 FILES = sorted(path for end in ("h", "cpp") for path in SOURCES.glob(f"[!.]*.{end}"))
@@ -41,8 +43,25 @@ def kernels(name: str, flags: list[str]) -> Extension:
     )
 
 
+class BuildLibraries(build_ext):
+    """Builds shared libraries that no Python ABI is part of: ctypes loads them, not Python."""
+
+    def get_ext_filename(self, fullname: str) -> str:
+        """The file of a library, without the tag of a Python version."""
+        return f"{Path(*fullname.split('.'))}.so"
+
+
+class AnyPythonWheel(bdist_wheel):
+    """A wheel for one platform and every Python."""
+
+    def get_tag(self) -> tuple[str, str, str]:
+        """Tags of Python, ABI and platform."""
+        return "py3", "none", super().get_tag()[2]
+
+
 names = list(INSTRUCTION_SETS) if platform.machine() == "x86_64" else ["baseline"]
 setup(
     ext_modules=[kernels(name, INSTRUCTION_SETS[name]) for name in names],
+    cmdclass={"build_ext": BuildLibraries, "bdist_wheel": AnyPythonWheel},
     options={"build_ext": {"parallel": len(names)}},
 )

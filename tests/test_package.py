@@ -281,6 +281,14 @@ def test_wheel_metadata(metadata: Message) -> None:
     assert metadata["Name"] == "rednet"
     assert metadata["Version"] == importlib.import_module("rednet").__version__
     assert "Apache-2.0" in (metadata["License"] or metadata["License-Expression"])
-    assert metadata["Requires-Python"] in ("<3.13,>=3.10", ">=3.10,<3.13")
+    assert metadata["Requires-Python"] in ("<3.14,>=3.10", ">=3.10,<3.14")
     extras = {"classification", "cuda12", "cuda13", "detection", "development", "docs"}
-    assert set(metadata.get_all("Provides-Extra")) == {*extras, "export", "tests"}
+    assert set(metadata.get_all("Provides-Extra")) == {*extras, "export", "segmentation", "tests"}
+
+
+def test_one_wheel_serves_every_python(wheel: zipfile.ZipFile) -> None:
+    """ctypes loads the kernels, so neither their names nor the wheel's tags name a Python."""
+    [name] = [name for name in wheel.namelist() if name.endswith(".dist-info/WHEEL")]
+    assert "Tag: py3-none-" in wheel.read(name).decode()
+    kernels = [name for name in wheel.namelist() if name.endswith(".so")]
+    assert all(name.startswith("rednet/ops/cpu/_") and name.count(".") == 1 for name in kernels)

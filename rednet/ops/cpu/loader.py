@@ -10,7 +10,6 @@ import ctypes
 import functools
 import warnings
 import zlib
-from importlib.machinery import EXTENSION_SUFFIXES
 from pathlib import Path
 
 import torch
@@ -134,7 +133,7 @@ def load() -> ctypes.CDLL | None:
 def _candidates() -> list[Path]:
     """The builds that the processor can run, the fastest first."""
     builds = _BUILDS.get(torch.backends.cpu.get_cpu_capability(), ("baseline",))
-    paths = (_FOLDER / f"_{build}{suffix}" for build in builds for suffix in EXTENSION_SUFFIXES)
+    paths = (_FOLDER / f"_{build}.so" for build in builds)
     return [path for path in paths if path.exists()]
 
 

@@ -1,0 +1,80 @@
+"""Prints versions, backends and who serves mmcv's operators: ``python -m rednet``."""
+
+from __future__ import annotations
+
+import importlib
+import platform
+from collections.abc import Iterator
+from importlib.metadata import PackageNotFoundError, version
+
+import torch
+
+from rednet.ops import explain_backends
+from rednet.version import __version__
+
+# What pip calls the packages, by what is imported.
+PACKAGES = {
+    "torchvision": ("torchvision",),
+    "numpy": ("numpy",),
+    "mmengine": ("mmengine", "onedl-mmengine"),
+    "mmcv": ("mmcv", "mmcv-lite", "onedl-mmcv"),
+    "mmpretrain": ("mmpretrain", "onedl-mmpretrain"),
+    "mmdet": ("mmdet", "onedl-mmdetection"),
+    "mmseg": ("mmsegmentation", "onedl-mmsegmentation"),
+    "cupy": ("cupy", "cupy-cuda12x", "cupy-cuda13x"),
+    "triton": ("triton",),
+}
+
+
+def main() -> None:
+    """Prints the report."""
+    for line in (*_versions(), "", *_backends(), "", *_mmcv_operators()):
+        print(line)
+
+
+def _versions() -> Iterator[str]:
+    yield f"rednet {__version__}, Python {platform.python_version()}, {platform.platform()}"
+    yield f"torch {torch.__version__}, CUDA {torch.version.cuda or 'none'}, {_gpu()}"
+    for module, names in PACKAGES.items():
+        found = [f"{name} {each}" for name in names if (each := _version(name))]
+        yield f"{module}: {', '.join(found) or 'not installed'}"
+
+
+def _gpu() -> str:
+    return torch.cuda.get_device_name() if torch.cuda.is_available() else "no GPU"
+
+
+def _version(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
+
+
+def _backends() -> Iterator[str]:
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    yield f"involution on {device}, float32:"
+    for name, reason in explain_backends(device).items():
+        yield f"  {name}: {reason or 'available'}"
+
+
+def _mmcv_operators() -> Iterator[str]:
+    """Who computes mmcv's operators, group by group, or why nobody does."""
+    try:
+        extension = importlib.import_module("mmcv._ext")
+    except ImportError as error:
+        yield f"mmcv's operators: none ({error})"
+        return
+    if getattr(extension, "__file__", None):
+        yield f"mmcv's operators: compiled mmcv ({extension.__file__})"
+        return
+    from rednet.mmcv_ops.operators import PYTORCH_GROUPS, TORCHVISION_GROUPS
+
+    yield "mmcv's operators:"
+    yield f"  torchvision: {', '.join(TORCHVISION_GROUPS)}"
+    yield f"  PyTorch: {', '.join(PYTORCH_GROUPS)}"
+    yield "  nobody: all others, such as rotated boxes, point clouds and sparse convolution"
+
+
+if __name__ == "__main__":
+    main()
