@@ -41,14 +41,16 @@ def seed() -> int:
     return value
 
 
-@pytest.fixture(autouse=True)
-def default_scope() -> Iterator[None]:
-    """Restore mmengine's default scope after each test; building a model sets it."""
-    scopes = DefaultScope._instance_dict
-    before = dict(scopes)
+def _keep_default_scope() -> Iterator[None]:
+    """Restore mmengine's default scope afterwards; building a model sets it for the process."""
+    before = DefaultScope._instance_dict.copy()
     yield
-    scopes.clear()
-    scopes.update(before)
+    DefaultScope._instance_dict = before
+
+
+# The first is for the fixtures of a module, which outlive its tests.
+_of_modules = pytest.fixture(autouse=True, scope="module")(_keep_default_scope)
+_of_tests = pytest.fixture(autouse=True)(_keep_default_scope)
 
 
 def assert_float32_close(actual: Tensor, expected: Tensor, what: str, rtol: float) -> None:

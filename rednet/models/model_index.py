@@ -19,7 +19,7 @@ HUB = "mmpretrain.apis.model"
 # In a checkout, links to the files at its top level; in an installed package, copies.
 MIM = Path(__file__).parents[1] / ".mim"
 # Not model-index.yml, which names the detectors too.
-CLASSIFIERS = MIM / "configs" / "metafile.yml"
+CLASSIFIERS = (MIM / "configs/metafile.yml", MIM / "configs/variants/metafile.yml")
 
 
 def register_models() -> None:
@@ -31,7 +31,8 @@ def register_models() -> None:
 
 
 def _register(hub: ModuleType) -> None:
-    hub.ModelHub.register_model_index(CLASSIFIERS, config_prefix=MIM)
+    for metafile in CLASSIFIERS:
+        hub.ModelHub.register_model_index(metafile, config_prefix=MIM)
 
 
 class _HubFinder(MetaPathFinder):

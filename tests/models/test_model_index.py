@@ -21,7 +21,8 @@ model = mmpretrain.get_model('rednet26_imagenet', head=dict(num_classes=7))
 assert type(model.backbone) is rednet.models.RedNet
 assert model.head.fc.out_features == 7
 assert 'resnet50_8xb32_in1k' in mmpretrain.list_models('resnet50*')
-assert not [finder for finder in sys.meta_path if 'rednet' in type(finder).__module__]
+assert 'resnet18_odconv1x_imagenet' in mmpretrain.list_models('resnet18*')
+assert not [finder for finder in sys.meta_path if 'rednet.models' in type(finder).__module__]
 """
 
 
@@ -46,6 +47,10 @@ def test_the_index_names_what_the_configs_build() -> None:
     for depth, model in zip(DEPTHS, classifiers, strict=True):
         assert model.in_collection == "RedNet"
         assert Config.fromfile(ROOT / model.config).model.backbone.depth == depth
+    for path in (ROOT / "configs/variants").glob("*.py"):
+        variant = models.pop(path.stem)
+        assert variant.config == str(path.relative_to(ROOT))
+        assert [result.task for result in variant.results] == ["Image Classification"]
     detectors = (ROOT / "configs/detection").glob("*_rednet50_*.py")
     assert sorted(models) == sorted(each.stem for each in detectors)
     for name, model in models.items():
