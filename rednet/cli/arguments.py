@@ -31,7 +31,7 @@ class OptionsAction(DictAction):
         """
         for value in values or ():
             if not value.partition("=")[0].strip() or "=" not in value:
-                raise UserError(f"{option_string} takes key=value, got {value!r}")
+                raise UserError(f"{option_string} expects key=value, got {value!r}")
             try:
                 super().__call__(parser, namespace, [value], option_string)
             except AssertionError as error:  # mmengine's way to say so
@@ -102,5 +102,5 @@ def image_size(shape: Sequence[int] | None, scope: str | None = None) -> tuple[i
     if shape is None:
         return DEFAULT_SIZES.get(scope or "", DEFAULT_SIZE)
     if len(shape) > 2 or min(shape) < 1:
-        raise UserError(f"--shape takes a height and a width of at least 1, got {list(shape)}")
+        raise UserError(f"--shape expects a height and a width of at least 1, got {list(shape)}")
     return shape[0], shape[-1]

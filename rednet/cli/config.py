@@ -171,12 +171,12 @@ def _check_part(key: str, depth: int, before: Mapping, after: Mapping) -> None:
     unread = [each for each in new if each not in trusted and each not in allowed]
     parent = ".".join(parents)
     if name in unread:
-        raise UserError(f"--cfg-options {key}: {parent} takes no {name!r}{_meant(name, allowed)}")
+        raise UserError(f"--cfg-options {key}: {parent} has no {name!r}{_meant(name, allowed)}")
     left = [repr(each) for each in unread if each in old]
     if left:
         raise UserError(
-            f"--cfg-options {key}: {new['type']} takes no {', '.join(left)}, which the file has "
-            f"for {old.get('type')}; {parent}._delete_=True starts afresh"
+            f"--cfg-options {key}: {new['type']} does not accept {', '.join(left)}, which the file "
+            f"has for {old.get('type')}; {parent}._delete_=True replaces it as a whole"
         )
 
 

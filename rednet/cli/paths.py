@@ -55,9 +55,9 @@ def check_output(
     place = Path(path)
     existing = next(each for each in (place, *place.parents) if os.path.exists(each))
     if existing == place and not folder and existing.is_dir():
-        raise UserError(f"{what} {path} must be a file, and is a folder")
+        raise UserError(f"{what} {path} must be a file, but is a directory")
     if (existing != place or folder) and not existing.is_dir():
-        raise UserError(f"{what} {path} cannot be made: {existing} is a file, and no folder")
+        raise UserError(f"{what} {path} cannot be created: {existing} is a file, not a directory")
     if any(source and os.path.realpath(source) == os.path.realpath(place) for source in sources):
         raise UserError(f"{what} {path} would replace a file that is read: give another name")
     if not os.access(existing, os.W_OK):

@@ -59,8 +59,8 @@ def test_options_are_parsed() -> None:
 @pytest.mark.parametrize(
     ("option", "message"),
     [
-        ("depth", "--cfg-options takes key=value, got 'depth'"),
-        ("=3", "--cfg-options takes key=value, got '=3'"),
+        ("depth", "--cfg-options expects key=value, got 'depth'"),
+        ("=3", "--cfg-options expects key=value, got '=3'"),
         ("a=[1,2", "--cfg-options a=[1,2: its brackets do not close"),
     ],
 )
@@ -101,10 +101,18 @@ def test_a_file_that_can_be_written_gets_its_folder(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "folder", "message"),
     [
-        ("", False, "--out {0} must be a file, and is a folder"),
-        ("file", True, "--out {0}/file cannot be made: {0}/file is a file, and no folder"),
-        ("file/a/b", True, "--out {0}/file/a/b cannot be made: {0}/file is a file, and no folder"),
-        ("file/a/b", False, "--out {0}/file/a/b cannot be made: {0}/file is a file, and no folder"),
+        ("", False, "--out {0} must be a file, but is a directory"),
+        ("file", True, "--out {0}/file cannot be created: {0}/file is a file, not a directory"),
+        (
+            "file/a/b",
+            True,
+            "--out {0}/file/a/b cannot be created: {0}/file is a file, not a directory",
+        ),
+        (
+            "file/a/b",
+            False,
+            "--out {0}/file/a/b cannot be created: {0}/file is a file, not a directory",
+        ),
     ],
 )
 def test_a_place_that_cannot_be_written(
@@ -151,5 +159,5 @@ def test_the_size_of_the_images(
 
 @pytest.mark.parametrize("shape", [[1, 2, 3], [0], [32, -1]])
 def test_a_shape_that_is_none(shape: list[int]) -> None:
-    with pytest.raises(UserError, match="--shape takes a height and a width of at least 1, got"):
+    with pytest.raises(UserError, match="--shape expects a height and a width of at least 1, got"):
         image_size(shape)

@@ -38,4 +38,4 @@ def test_detectors_are_counted(capsys: pytest.CaptureFixture[str]) -> None:
 
 def test_a_shape_that_is_none(capsys: pytest.CaptureFixture[str]) -> None:
     assert run(get_flops.main, [DIGITS, "--shape", "1", "2", "3"]) == 2
-    assert "--shape takes a height and a width" in capsys.readouterr().err
+    assert "--shape expects a height and a width" in capsys.readouterr().err

@@ -35,7 +35,7 @@ def test_it_writes_checks_and_counts(tmp_path: Path) -> None:
 def test_a_place_that_cannot_be_written(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     done = call(TOOL, tmp_path / "file" / "digits")
-    assert done.returncode == 2 and "file is a file, and no folder" in done.stderr
+    assert done.returncode == 2 and "file is a file, not a directory" in done.stderr
 
 
 def test_a_demo_without_its_data_names_this_tool(tmp_path: Path) -> None:

@@ -63,4 +63,4 @@ def test_a_checkpoint_of_another_model_is_refused(tmp_path: Path) -> None:
     done = _call(source, tmp_path / "other.pth", tmp_path / "config")
     assert done.returncode == 2 and "config.py would replace a file that is read" in done.stderr
     done = _call(source, tmp_path / "other.pth", tmp_path / "other.pth" / "fused")
-    assert done.returncode == 2 and "other.pth is a file, and no folder" in done.stderr
+    assert done.returncode == 2 and "other.pth is a file, not a directory" in done.stderr
