@@ -225,7 +225,7 @@ def test_results_that_cannot_be_written(
         ("--work-dir", "file"),
     ):
         line = error_of(capsys, [*command, argument, str(tmp_path / value)], evaluate.main)
-        assert f"{tmp_path / value} cannot be made: {tmp_path}/file is a file" in line
+        assert f"{tmp_path / value} cannot be created: {tmp_path}/file is a file" in line
 
 
 def test_views_of_which_no_picture_can_be_drawn(
