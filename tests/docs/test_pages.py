@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import argparse
 import ast
+import importlib
 import importlib.util
 import inspect
 import re
@@ -183,3 +185,33 @@ def test_importing_leaves_the_process_as_it_was() -> None:
         [sys.executable, "-c", IMPORT], cwd=ROOT, capture_output=True, text=True, check=False
     )
     assert done.returncode == 0, done.stderr
+
+
+COMMANDS = [
+    path
+    for folder in ("", "analysis_tools", "model_converters", "dataset_converters")
+    for path in sorted((ROOT / "tools" / folder).glob("*.py"))
+]
+
+
+class Captured(Exception):
+    """Carries the parser of a command out of it."""
+
+
+@pytest.mark.parametrize("path", COMMANDS, ids=lambda path: path.stem)
+def test_the_page_of_the_commands_names_every_option(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def capture(parser: argparse.ArgumentParser, *_: object) -> None:
+        raise Captured(parser)
+
+    monkeypatch.setattr(argparse.ArgumentParser, "parse_args", capture)
+    name = ".".join(path.relative_to(ROOT).with_suffix("").parts)
+    with pytest.raises(Captured) as caught:
+        importlib.import_module(name).main([])
+    page = (DOCS / "tools.md").read_text()
+    assert path.name in page
+    for action in caught.value.args[0]._actions:
+        options = [option for option in action.option_strings if option.startswith("--")]
+        if options and options != ["--help"] and action.help != argparse.SUPPRESS:
+            assert any(re.search(rf"{option}\b", page) for option in options), options
