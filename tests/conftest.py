@@ -33,7 +33,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.fixture(autouse=True)
 def seed() -> int:
-    """Seed Python, NumPy and torch before each test, so that no test depends on its neighbours."""
+    """Seed Python, NumPy and torch before each test, so that no test depends on its neighbors."""
     value = 0
     random.seed(value)
     np.random.seed(value)

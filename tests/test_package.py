@@ -92,7 +92,7 @@ REGISTERED_TYPES = [
     ),
 ]
 
-# What a folder of rednet/ may import from its neighbours.
+# What a folder of rednet/ may import from its neighbors.
 BASE = {"arguments", "errors", "registry", "version"}
 KNOWS = {
     "mmcv_ops": {"mmcv_ops"} | BASE,

@@ -36,7 +36,7 @@ def report_plain_weights(module: nn.Module) -> None:
 
     From then on, loading a checkpoint that fills only part of the module logs one line that counts
     the entries taken as they are, the convolutions expanded into a layer and the entries left at
-    their initialisation. It works for ``load_state_dict`` of PyTorch and of mmengine (``load_from``
+    their initialization. It works for ``load_state_dict`` of PyTorch and of mmengine (``load_from``
     and ``init_cfg=dict(type='Pretrained', ...)``), and wherever the module is part of another.
 
     Args:
@@ -96,7 +96,7 @@ def _report(module: nn.Module, state_dict: Mapping[str, Tensor], prefix: str, *_
     print_log(
         f"{type(module).__name__}: {len(result.taken)} entries of the checkpoint taken as they "
         f"are, {len(result.expanded)} convolutions expanded, {len(result.initial)} entries left at "
-        f"their initialisation{_shown(result.initial)}, {len(result.unused)} entries of the "
+        f"their initialization{_shown(result.initial)}, {len(result.unused)} entries of the "
         f"checkpoint unused{_shown(result.unused)}",
         logger="current",
     )

@@ -11,7 +11,7 @@ from torch import nn
 from rednet.arguments import positive_int, positive_number
 from rednet.registry import HOOKS
 
-# The scalar of the message hub, and so of the log and the visualiser.
+# The scalar of the message hub, and so of the log and the visualizer.
 TEMPERATURE = "train/temperature"
 
 

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 # The scalar in which the message hub, and so every checkpoint, keeps when the validations were.
 VAL_ITER = "curve/val_iter"
 NOT_METRICS = ("val/time", "val/data_time")
-COLOURS = ("#1f6f8b", "#d1495b", "#edae49", "#66a182", "#8d6a9f", "#2e4057")
+COLORS = ("#1f6f8b", "#d1495b", "#edae49", "#66a182", "#8d6a9f", "#2e4057")
 # Width of the window that smooths the loss, as a share of the training.
 SMOOTHING_SHARE = 0.02
 
@@ -73,7 +73,7 @@ class TrainingCurveHook(PictureHook):
             _dress(axes, title)
         _plot_loss(loss, _every_iteration(log, "train/loss", runner.iter, unit))
         _plot_metrics(metrics, self._metric_curves(log, unit))
-        rate.plot(*_every_iteration(log, "train/lr", runner.iter, unit), color=COLOURS[0])
+        rate.plot(*_every_iteration(log, "train/lr", runner.iter, unit), color=COLORS[0])
         rate.set_xlabel("epoch" if by_epoch else "iteration")
         rate.xaxis.get_major_locator().set_params(integer=True)
         rate.set_xlim(left=0)
@@ -103,12 +103,12 @@ def _common_end(positions: np.ndarray, values: np.ndarray) -> Curve:
 def _plot_loss(axes: Axes, curve: Curve) -> None:
     positions, loss = curve
     window = max(1, round(SMOOTHING_SHARE * len(loss)))
-    axes.plot(positions, loss, color=COLOURS[0], alpha=0.25, label="each iteration")
+    axes.plot(positions, loss, color=COLORS[0], alpha=0.25, label="each iteration")
     if window > 1:
         smooth = np.convolve(loss, np.full(window, 1 / window), mode="valid")
         label = f"mean of {window} iterations"
         middles = positions[window // 2 : window // 2 + len(smooth)]
-        axes.plot(middles, smooth, color=COLOURS[0], label=label)
+        axes.plot(middles, smooth, color=COLORS[0], label=label)
     axes.set_ylim(bottom=0)
     axes.legend(frameon=False)
 
@@ -117,10 +117,10 @@ def _plot_metrics(axes: Axes, curves: Mapping[str, Curve]) -> None:
     drawn = {name: curve for name, curve in curves.items() if len(curve[0])}
     for index, (name, (positions, values)) in enumerate(drawn.items(), start=1):
         best = int(np.argmax(values))
-        colour = COLOURS[index % len(COLOURS)]
+        color = COLORS[index % len(COLORS)]
         label = f"{name}: best {values[best]:.4g}, last {values[-1]:.4g}"
-        axes.plot(positions, values, color=colour, marker=".", label=label)
-        axes.plot(positions[best], values[best], color=colour, marker="o", markersize=9, mfc="none")
+        axes.plot(positions, values, color=color, marker=".", label=label)
+        axes.plot(positions[best], values[best], color=color, marker="o", markersize=9, mfc="none")
     if drawn:
         axes.legend(frameon=False, loc="lower right")
     else:

@@ -76,7 +76,7 @@ class ACBlock(ConvLayer):
         if gamma_init is not None and not use_affine:
             raise ArgumentError(
                 f"gamma_init must be None with use_affine=False, which leaves no scale to "
-                f"initialise, got {gamma_init!r}"
+                f"initialize, got {gamma_init!r}"
             )
         self.register_parameter("bias", None)
         self.deploy = deploy
@@ -112,7 +112,7 @@ class ACBlock(ConvLayer):
         )
 
     def init_weights(self) -> None:
-        """The initialisation of ``nn.Conv2d`` and ``nn.BatchNorm2d``, and ``gamma_init``."""
+        """The initialization of ``nn.Conv2d`` and ``nn.BatchNorm2d``, and ``gamma_init``."""
         for module in self.children():
             if isinstance(module, (nn.Conv2d, nn.BatchNorm2d)):
                 module.reset_parameters()
@@ -196,7 +196,7 @@ class ACBlock(ConvLayer):
         """In eval mode the block computes what the convolution computed.
 
         The square branch is the convolution, and the thin ones are switched off: by their norms'
-        scales, so that their kernels keep their initialisation and training wakes them, or, where
+        scales, so that their kernels keep their initialization and training wakes them, or, where
         the norms have none, by their kernels.
         """
         weight = state["weight"]

@@ -151,35 +151,35 @@ class ConvLayer(nn.Module):
         padding = 0 if isinstance(self.padding, str) else self.padding[side]
         return length + 2 * padding > self._same_padding(side)
 
-    def window_centres(self, input: Tensor) -> Tensor:
-        """The input at the centre of each window, (N, C, Ho, Wo), averaged over the stride."""
-        centred = self.centre(input)
+    def window_centers(self, input: Tensor) -> Tensor:
+        """The input at the center of each window, (N, C, Ho, Wo), averaged over the stride."""
+        centered = self.center(input)
         if self.stride == (1, 1):
-            return centred
+            return centered
         # ceil_mode: an odd side ends with a window that is partly outside, like a convolution's.
         # Without count_include_pad, which makes no difference here but in older ONNX Runtimes.
         return F.avg_pool2d(
-            centred, self.stride, self.stride, ceil_mode=True, count_include_pad=False
+            centered, self.stride, self.stride, ceil_mode=True, count_include_pad=False
         )
 
-    def centre(self, input: Tensor) -> Tensor:
-        """Shifts the input so that pixel (i, j) times the stride is the centre of window (i, j).
+    def center(self, input: Tensor) -> Tensor:
+        """Shifts the input so that pixel (i, j) times the stride is the center of window (i, j).
 
-        With the usual padding of d (K - 1) / 2 the first window's centre is the first pixel. With
-        another padding it lies elsewhere: the input is shifted, and reads as zero where a centre
+        With the usual padding of d (K - 1) / 2 the first window's center is the first pixel. With
+        another padding it lies elsewhere: the input is shifted, and reads as zero where a center
         lies outside of it.
 
         Returns:
             (N, C, H', W') with ceil(H' / stride) equal to the output's height; so for the width.
         """
         size = self.output_size(input.shape[2], input.shape[3])
-        top, bottom = self._centre_padding(0, input.shape[2], size[0])
-        left, right = self._centre_padding(1, input.shape[3], size[1])
+        top, bottom = self._center_padding(0, input.shape[2], size[0])
+        left, right = self._center_padding(1, input.shape[3], size[1])
         if any((top, bottom, left, right)):
             return F.pad(input, (left, right, top, bottom))
         return input
 
-    def _centre_padding(self, side: int, length: int, output_length: int) -> Pair:
+    def _center_padding(self, side: int, length: int, output_length: int) -> Pair:
         """How much to pad (if negative: to crop) before and after."""
         radius = self.dilation[side] * (self.kernel_size[side] - 1) // 2
         before = self.padding_before[side] - radius
@@ -239,7 +239,7 @@ class ConvLayer(nn.Module):
 
         Returns:
             Values by their key in this layer's state_dict. A key that is left out stays at its
-            initialisation. None from a layer that does not contain the convolution.
+            initialization. None from a layer that does not contain the convolution.
         """
         return None
 

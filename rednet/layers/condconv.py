@@ -1,4 +1,4 @@
-"""Conditionally parameterised convolution."""
+"""Conditionally parameterized convolution."""
 
 from __future__ import annotations
 
@@ -82,7 +82,7 @@ class CondConv2d(MixtureConvLayer):
 
     @torch.no_grad()
     def init_weights(self) -> None:
-        """``nn.Conv2d``'s initialisation for each expert by itself, ``nn.Linear``'s for routing."""
+        """``nn.Conv2d``'s initialization for each expert by itself, ``nn.Linear``'s for routing."""
         for expert in self.weight:
             nn.init.kaiming_uniform_(expert, a=5**0.5)
         if self.bias is not None:

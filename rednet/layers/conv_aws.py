@@ -1,4 +1,4 @@
-"""Convolution with adaptive weight standardisation."""
+"""Convolution with adaptive weight standardization."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ from rednet.registry import CONV_LAYERS
 EPSILON = 1e-5
 
 
-class StandardisedConv(ConvLayer):
-    """Base of the layers whose kernel is standardised, then scaled and shifted by two buffers.
+class StandardizedConv(ConvLayer):
+    """Base of the layers whose kernel is standardized, then scaled and shifted by two buffers.
 
-    It keeps ``weight``, ``weight_gamma`` and ``weight_beta``; a subclass initialises them.
+    It keeps ``weight``, ``weight_gamma`` and ``weight_beta``; a subclass initializes them.
 
     Raises:
         ArgumentError: If the kernel has one element per output channel, and so no variance.
@@ -43,19 +43,19 @@ class StandardisedConv(ConvLayer):
         self.register_buffer("weight_beta", torch.empty(self.out_channels, 1, 1, 1))
 
     def init_weights(self) -> None:
-        """``nn.Conv2d``'s initialisation for the weight; no scale and no shift."""
+        """``nn.Conv2d``'s initialization for the weight; no scale and no shift."""
         nn.init.kaiming_uniform_(self.weight, a=5**0.5)
         nn.init.ones_(self.weight_gamma)
         nn.init.zeros_(self.weight_beta)
 
     def kernel(self) -> Tensor:
-        """The standardised kernel, of the weight's shape."""
-        return standardise(self.weight, self.weight_gamma, self.weight_beta)
+        """The standardized kernel, of the weight's shape."""
+        return standardize(self.weight, self.weight_gamma, self.weight_beta)
 
 
 @CONV_LAYERS.register_module()
-class ConvAWS2d(StandardisedConv):
-    """Convolution whose kernel is standardised, then scaled and shifted by two buffers.
+class ConvAWS2d(StandardizedConv):
+    """Convolution whose kernel is standardized, then scaled and shifted by two buffers.
 
     Per output channel, the kernel loses its mean and is divided by its standard deviation, so that
     only its direction is learned; ``weight_gamma`` and ``weight_beta`` keep the scale and the mean
@@ -107,7 +107,7 @@ class ConvAWS2d(StandardisedConv):
         self.init_weights()
 
     def init_weights(self) -> None:
-        """``nn.Conv2d``'s initialisation for the weight and the bias; no scale and no shift."""
+        """``nn.Conv2d``'s initialization for the weight and the bias; no scale and no shift."""
         super().init_weights()
         if self.bias is not None:
             bound = self.weight[0].numel() ** -0.5
@@ -120,7 +120,7 @@ class ConvAWS2d(StandardisedConv):
 
     def adapt_plain_state(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
         """The layer computes what the convolution computed."""
-        adapted = standardised_state(state["weight"])
+        adapted = standardized_state(state["weight"])
         if self.bias is not None:
             adapted["bias"] = torch.zeros_like(self.bias)
         if "bias" in state:
@@ -129,12 +129,12 @@ class ConvAWS2d(StandardisedConv):
 
     @torch.no_grad()
     def switch_to_deploy(self) -> nn.Module:
-        """The plain convolution that has the standardised kernel."""
+        """The plain convolution that has the standardized kernel."""
         return self.plain_convolution(self.kernel(), self.bias)
 
 
-def standardise(weight: Tensor, gamma: Tensor, beta: Tensor) -> Tensor:
-    """Standardises each output channel's kernel, then scales and shifts it.
+def standardize(weight: Tensor, gamma: Tensor, beta: Tensor) -> Tensor:
+    """Standardizes each output channel's kernel, then scales and shifts it.
 
     The statistics of a 16-bit weight are taken in float32.
 
@@ -155,8 +155,8 @@ def standardise(weight: Tensor, gamma: Tensor, beta: Tensor) -> Tensor:
     return kernel.mul_(gamma.to(exact.dtype) * unbiased**0.5).add_(beta).to(weight.dtype)
 
 
-def standardised_state(weight: Tensor) -> dict[str, Tensor]:
-    """The weight, scale and shift from which ``standardise`` gives this weight back.
+def standardized_state(weight: Tensor) -> dict[str, Tensor]:
+    """The weight, scale and shift from which ``standardize`` gives this weight back.
 
     The scale and the shift of a 16-bit weight are float32: the layer that takes them may be.
     """

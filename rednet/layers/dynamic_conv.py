@@ -89,7 +89,7 @@ class DynamicConv2d(MixtureConvLayer):
 
     @torch.no_grad()
     def init_weights(self) -> None:
-        """Kaiming initialisation, each kernel on its own; zero for the biases."""
+        """Kaiming initialization, each kernel on its own; zero for the biases."""
         for kernel in self.weight:
             nn.init.kaiming_uniform_(kernel)
         if self.bias is not None:

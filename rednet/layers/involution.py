@@ -38,7 +38,7 @@ class Involution2d(ConvLayer):
         out_channels: Channels of the output, a multiple of ``group_channels``.
         kernel_size: Height and width of the generated kernels.
         stride: Step between output pixels. With a stride, the kernels are generated from the
-            average of the ``stride`` x ``stride`` pixels at the window's centre.
+            average of the ``stride`` x ``stride`` pixels at the window's center.
         padding: Pixels added on both ends of each side, or ``'same'`` or ``'valid'``.
         dilation: Distance between kernel elements.
         groups: Groups of the 1 x 1 convolution from ``in_channels`` to ``out_channels``; no effect
@@ -47,7 +47,7 @@ class Involution2d(ConvLayer):
         padding_mode: ``'zeros'``, ``'reflect'``, ``'replicate'`` or ``'circular'``.
         group_channels: Channels that share a kernel.
         reduction_ratio: ``out_channels`` over the width of the bottleneck.
-        norm_cfg: Config of the bottleneck's normalisation.
+        norm_cfg: Config of the bottleneck's normalization.
 
     Shape:
         - Input: (N, in_channels, H, W)
@@ -106,7 +106,7 @@ class Involution2d(ConvLayer):
         self.init_weights()
 
     def init_weights(self) -> None:
-        """Kaiming initialisation for the convolutions, zero for the bias."""
+        """Kaiming initialization for the convolutions, zero for the bias."""
         self.conv1.init_weights()
         self.conv2.init_weights()
         if self.in_channels != self.out_channels:
@@ -129,7 +129,7 @@ class Involution2d(ConvLayer):
 
     def _generate_weight(self, input: Tensor) -> Tensor:
         """Generates the kernels, (N, G, Kh, Kw, Ho, Wo), from (N, out_channels, H, W)."""
-        kernels = self.conv2(self.conv1(self.window_centres(input)))
+        kernels = self.conv2(self.conv1(self.window_centers(input)))
         groups = self.out_channels // self.group_channels
         return kernels.reshape(kernels.shape[0], groups, *self.kernel_size, *kernels.shape[2:])
 

@@ -32,7 +32,7 @@ class ODConv2d(MixtureConvLayer):
     reads it as zero from a checkpoint that lacks it.
 
     In training, the attention's batch norm needs the statistics of a batch. A single image has
-    none: a batch of one is normalised by the running statistics and does not change them.
+    none: a batch of one is normalized by the running statistics and does not change them.
     ``nn.SyncBatchNorm`` in its place (``sync_bn='torch'`` in a config) takes the batch over all
     processes.
 
@@ -109,7 +109,7 @@ class ODConv2d(MixtureConvLayer):
 
     @torch.no_grad()
     def init_weights(self) -> None:
-        """Kaiming initialisation, each kernel on its own; zero for the bias."""
+        """Kaiming initialization, each kernel on its own; zero for the bias."""
         for kernel in self.weight:
             nn.init.kaiming_normal_(kernel, mode="fan_out", nonlinearity="relu")
         if self.bias is not None:

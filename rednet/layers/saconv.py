@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from rednet.errors import MissingDependencyError
 from rednet.layers.base import global_average
-from rednet.layers.conv_aws import StandardisedConv, standardised_state
+from rednet.layers.conv_aws import StandardizedConv, standardized_state
 from rednet.layers.image_padding import pad_image
 from rednet.ops.dtypes import accumulation_dtype
 from rednet.ops.geometry import IntOrPair, Pair
@@ -25,10 +25,10 @@ _MEAN_KEEPS_OPERAND = hasattr(torch.ones(1, requires_grad=True).mean(0).grad_fn,
 
 
 @CONV_LAYERS.register_module()
-class SAConv2d(StandardisedConv):
+class SAConv2d(StandardizedConv):
     """Switchable atrous convolution: one kernel at two dilations, mixed pixel by pixel.
 
-    The standardised kernel runs over the input at the layer's dilation and, with ``weight_diff``
+    The standardized kernel runs over the input at the layer's dilation and, with ``weight_diff``
     added, at three times that dilation. A switch, computed from the 5 x 5 average of the input,
     says how much of each goes into an output pixel. Before and after, a 1 x 1 convolution of the
     image's global average is added as context. A new layer, and one that has loaded a plain
@@ -43,7 +43,7 @@ class SAConv2d(StandardisedConv):
         kernel_size: Height and width of the kernel.
         stride: Step between output pixels.
         padding: Pixels added on both ends of each side, or ``'same'`` or ``'valid'``. The kernel
-            at three times the dilation gets as much more as keeps its centre in place.
+            at three times the dilation gets as much more as keeps its center in place.
         dilation: Distance between kernel elements.
         groups: Blocks that the channels are split into.
         bias: No effect: the bias of the context that is added to the output serves as one.
@@ -93,7 +93,7 @@ class SAConv2d(StandardisedConv):
         self.init_weights()
 
     def init_weights(self) -> None:
-        """``nn.Conv2d``'s initialisation for the weight; the rest starts without effect."""
+        """``nn.Conv2d``'s initialization for the weight; the rest starts without effect."""
         super().init_weights()
         nn.init.zeros_(self.weight_diff)
         constant_init(self.switch, 0, bias=1)
@@ -106,7 +106,7 @@ class SAConv2d(StandardisedConv):
     def adapt_plain_state(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
         """The layer computes what the convolution computed."""
         adapted = {key: torch.zeros_like(value) for key, value in self.state_dict().items()}
-        for key, value in standardised_state(state["weight"]).items():
+        for key, value in standardized_state(state["weight"]).items():
             if key in adapted:
                 adapted[key] = value
         adapted["switch.bias"] = torch.ones_like(adapted["switch.bias"])
@@ -115,12 +115,12 @@ class SAConv2d(StandardisedConv):
         return adapted
 
     def kernel(self) -> Tensor:
-        """The standardised kernel; a deployed layer keeps this one alone."""
+        """The standardized kernel; a deployed layer keeps this one alone."""
         return self.weight if self.deploy else super().kernel()
 
     @torch.no_grad()
     def switch_to_deploy(self) -> nn.Module:
-        """The layer itself, with the standardised kernel as its weight."""
+        """The layer itself, with the standardized kernel as its weight."""
         if not self.deploy:
             self.weight = nn.Parameter(self.kernel())
             del self.weight_gamma, self.weight_beta
@@ -134,7 +134,7 @@ class SAConv2d(StandardisedConv):
         small = self.kernel()
         large = small + self.weight_diff
         if self.use_deform:
-            average = self.centre(_average_5x5(input))
+            average = self.center(_average_5x5(input))
             switch = self.switch(average)
             near = self._deformed(input, self.offset_s(average), small, 1)
             far = self._deformed(input, self.offset_l(average), large, ATROUS_RATE)
@@ -162,7 +162,7 @@ class SAConv2d(StandardisedConv):
     def _switch(self, input: Tensor) -> Tensor:
         """The switch, (N, 1, Ho, Wo): averaged after the 1 x 1 convolution, over one channel."""
         projected = F.conv2d(input, self.switch.weight)
-        average = self.centre(_average_5x5(projected))[..., :: self.stride[0], :: self.stride[1]]
+        average = self.center(_average_5x5(projected))[..., :: self.stride[0], :: self.stride[1]]
         bias = self.switch.bias
         assert bias is not None  # get_parameter breaks torch 2.1's graph
         return average + bias.to(average.dtype)
@@ -183,7 +183,7 @@ class SAConv2d(StandardisedConv):
         return rate * self.dilation[0], rate * self.dilation[1]
 
     def _pad_at(self, rate: int, input: Tensor) -> tuple[Tensor, Pair]:
-        """Pads so that the kernel at ``rate`` times the dilation keeps its centre.
+        """Pads so that the kernel at ``rate`` times the dilation keeps its center.
 
         With the usual padding of d (K - 1) / 2 this is ``rate`` times the padding.
 

@@ -22,9 +22,9 @@ class SPConv2d(ConvLayer):
 
     The first ``ratio`` of the channels goes through the kernel in two groups and, for what the
     groups keep apart, through a 1 x 1 convolution. The other channels, taken to be redundant, go
-    through a 1 x 1 convolution alone. The two results, each normalised, are summed with weights
+    through a 1 x 1 convolution alone. The two results, each normalized, are summed with weights
     per channel: a softmax over their global averages. With a stride, the 1 x 1 convolutions see
-    the average of the ``stride`` x ``stride`` pixels at the window's centre.
+    the average of the ``stride`` x ``stride`` pixels at the window's center.
 
     From `Split to Be Slim: An Overlooked Redundancy in Vanilla Convolution
     <https://arxiv.org/abs/2006.12085>`_. The state_dict has the published keys.
@@ -87,7 +87,7 @@ class SPConv2d(ConvLayer):
         self.init_weights()
 
     def init_weights(self) -> None:
-        """The initialisation of ``nn.Conv2d`` and ``nn.BatchNorm2d``."""
+        """The initialization of ``nn.Conv2d`` and ``nn.BatchNorm2d``."""
         for module in self.children():
             if isinstance(module, (nn.Conv2d, nn.BatchNorm2d)):
                 module.reset_parameters()
@@ -97,10 +97,10 @@ class SPConv2d(ConvLayer):
         self.check_input(input)
         split = (self.pwc.in_channels, self.conv1x1.in_channels)
         kept = input[:, : split[0]]
-        kept_centres, rest_centres = self.window_centres(input).split(split, dim=1)
+        kept_centers, rest_centers = self.window_centers(input).split(split, dim=1)
         # In place where nothing keeps the operand: fresh memory costs more than the arithmetic.
-        full = self.bn1(self._grouped(kept).add_(self.pwc(kept_centres)))
-        slim = self.bn2(self.conv1x1(rest_centres))
+        full = self.bn1(self._grouped(kept).add_(self.pwc(kept_centers)))
+        slim = self.bn2(self.conv1x1(rest_centers))
         # A softmax over two averages is a sigmoid of their difference.
         difference = full.sub_(slim)
         share = torch.sigmoid(global_average(difference))

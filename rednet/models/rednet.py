@@ -54,7 +54,7 @@ class Bottleneck(BaseModule):
         norm_cfg: Config of the norms.
         with_cp: Whether to recompute the block in the backward pass instead of keeping its
             activations.
-        init_cfg: Initialisation config.
+        init_cfg: Initialization config.
     """
 
     def __init__(
@@ -172,11 +172,11 @@ class RedNet(BaseModule):
         norm_eval: Whether batch norms keep their running statistics while training.
         with_cp: Whether blocks are recomputed in the backward pass to save memory.
         zero_init_residual: Whether the last norm of every block starts at zero.
-        init_cfg: Initialisation config. ``dict(type='Pretrained', checkpoint=None)`` is the place
+        init_cfg: Initialization config. ``dict(type='Pretrained', checkpoint=None)`` is the place
             for a checkpoint that was not given: the backbone then starts from scratch, which
             :meth:`init_weights` says, and ``frozen_stages`` and ``norm_eval`` have no effect,
             because there is nothing worth keeping. A checkpoint whose stem involution has a smaller
-            kernel is read into the centre of this one's, which then computes the same.
+            kernel is read into the center of this one's, which then computes the same.
         kernel_size: Kernel size of the involutions in the stages.
 
     Shape:
@@ -258,7 +258,7 @@ class RedNet(BaseModule):
         self._register_load_state_dict_pre_hook(widen_stem_kernel, with_module=True)
 
     def init_weights(self) -> None:
-        """Initialises by ``init_cfg``, then zeroes the residual branches if nothing was loaded."""
+        """Initializes by ``init_cfg``, then zeroes the residual branches if nothing was loaded."""
         if self.from_scratch:
             print_log(_FROM_SCRATCH, logger="current", level=logging.WARNING)
         super().init_weights()

@@ -46,7 +46,7 @@ def swap_conv(
         exclude: Regular expression, or several, of names to leave alone.
         copy_weights: Whether each layer takes over its convolution's weights, as it would load them
             from a checkpoint. Right for a pretrained module; a module to be trained from scratch
-            is better off with the layers' own initialisation. Layers that hold no such weights keep
+            is better off with the layers' own initialization. Layers that hold no such weights keep
             theirs.
 
     Returns:
@@ -130,11 +130,11 @@ def build_swapped(
 
 
 def _init_weights(module: BaseModule) -> None:
-    """The module's own initialisation, then that of its layers.
+    """The module's own initialization, then that of its layers.
 
     An ``init_cfg`` for all ``Conv2d`` reaches the convolutions inside a layer too, and would fill
     those that have to start at zero. What a checkpoint has filled, in any part, stays as it is, and
-    so does what was initialised before.
+    so does what was initialized before.
     """
     settled = {
         id(layer) for part in module.modules() if _is_settled(part) for layer in part.modules()
@@ -146,7 +146,7 @@ def _init_weights(module: BaseModule) -> None:
 
 
 def _is_settled(part: nn.Module) -> bool:
-    """Whether a part is initialised already or will be from a checkpoint."""
+    """Whether a part is initialized already or will be from a checkpoint."""
     return isinstance(part, BaseModule) and (part.is_init or loads_checkpoint(part.init_cfg))
 
 
@@ -155,7 +155,7 @@ def _check_module(module: nn.Module) -> None:
         raise TypeError(f"module must be an nn.Module, got {type(module).__name__}")
     if any(isinstance(each, DistributedDataParallel) for each in module.modules()):
         raise ArgumentError(
-            f"module: {type(module).__name__} already synchronises the parameters that it was "
+            f"module: {type(module).__name__} already synchronizes the parameters that it was "
             "wrapped with; swap the convolutions before wrapping"
         )
 

@@ -14,7 +14,7 @@ from torch import nn
 import rednet
 from rednet.checkpoint.plain_weights import compare_with_checkpoint
 from rednet.engine import BackboneCheckpointHook
-from tests.layers.cases import randomised
+from tests.layers.cases import randomized
 
 
 def _network() -> nn.Module:
@@ -87,7 +87,7 @@ def resnet(tmp_path_factory: pytest.TempPathFactory) -> Any:
     pytest.importorskip("mmpretrain", reason="it has OpenMMLab's ResNet")
     import mmpretrain.models  # noqa: F401
 
-    model = randomised(torchvision.models.resnet18(num_classes=10)).eval()
+    model = randomized(torchvision.models.resnet18(num_classes=10)).eval()
     folder = tmp_path_factory.mktemp("resnet")
     state = model.state_dict()
     torch.save(state, folder / "torchvision.pth")

@@ -14,7 +14,7 @@ from rednet.layers import ACBlock, ConvAWS2d, Involution2d, SAConv2d, SPConv2d
 from rednet.layers.base import registered_layers
 from rednet.models import RedNet
 from rednet.registry import MODELS
-from tests.layers.cases import randomised
+from tests.layers.cases import randomized
 
 TWO_STAGES = dict(num_stages=2, strides=(1, 2), dilations=(1, 1), out_indices=(0, 1))
 
@@ -35,7 +35,7 @@ def test_every_layer_in_a_conv_module_computes_the_same(name: str) -> None:
     module = ConvModule(
         16, 16, 3, padding=1, conv_cfg=dict(type=name), norm_cfg=dict(type="BN"), bias=False
     )
-    fused = _agrees(randomised(module), torch.randn(2, 16, 7, 9))
+    fused = _agrees(randomized(module), torch.randn(2, 16, 7, 9))
     assert fused is module and not fused.training
 
 
@@ -52,23 +52,23 @@ def test_what_becomes_a_convolution_takes_the_norm_after_it(
     layer: type[nn.Module], keys: list[str], bias: bool
 ) -> None:
     module = ConvModule(4, 6, 3, conv_cfg=dict(type=layer), norm_cfg=dict(type="BN"), bias=bias)
-    assert list(_agrees(randomised(module), torch.randn(2, 4, 5, 5)).state_dict()) == keys
+    assert list(_agrees(randomized(module), torch.randn(2, 4, 5, 5)).state_dict()) == keys
 
 
 def test_a_layer_that_is_the_model_is_replaced() -> None:
-    fused = _agrees(randomised(ConvAWS2d(4, 6, 3)), torch.randn(2, 4, 5, 5))
+    fused = _agrees(randomized(ConvAWS2d(4, 6, 3)), torch.randn(2, 4, 5, 5))
     assert type(fused) is nn.Conv2d
 
 
 @pytest.mark.parametrize("layer", [SAConv2d, SPConv2d, Involution2d])
 def test_norms_inside_the_layers_are_folded(layer: type[nn.Module]) -> None:
-    fused = _agrees(randomised(layer(16, 16, 3, padding=1)), torch.randn(2, 16, 5, 5))
+    fused = _agrees(randomized(layer(16, 16, 3, padding=1)), torch.randn(2, 16, 5, 5))
     assert not _norms(fused)
 
 
 def test_in_a_backbone_the_norms_after_convolutions_are_folded() -> None:
     model = RedNet(26, stem_channels=32, base_channels=16, **TWO_STAGES)
-    randomised(model).eval()
+    randomized(model).eval()
     image = torch.randn(1, 3, 32, 32)
     expected = model(image)
     assert rednet.switch_to_deploy(model) is model
@@ -92,7 +92,7 @@ class _Shared(nn.Module):
 
 
 def test_a_convolution_before_several_norms_keeps_them() -> None:
-    model = randomised(_Shared())
+    model = randomized(_Shared())
     assert len(_norms(rednet.switch_to_deploy(model))) == 2
 
 
@@ -111,7 +111,7 @@ def test_a_convolution_before_several_norms_keeps_them() -> None:
 )
 def test_what_is_no_convolution_with_its_norm_is_left(model: nn.Module) -> None:
     channels = model[0].in_channels if isinstance(model, nn.Sequential) else 4
-    randomised(model)
+    randomized(model)
     with torch.no_grad():
         model(torch.randn(2, channels, 9, 9))  # a spectral norm settles in training
     image = torch.randn(2, channels, 9, 9)
@@ -120,7 +120,7 @@ def test_what_is_no_convolution_with_its_norm_is_left(model: nn.Module) -> None:
 
 
 class _Odd(nn.Module):
-    """Registers a norm after a convolution whose output it does not normalise."""
+    """Registers a norm after a convolution whose output it does not normalize."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -133,7 +133,7 @@ class _Odd(nn.Module):
 
 def test_a_norm_that_only_seems_to_follow_is_found() -> None:
     with pytest.raises(RuntimeError, match="some norm does not follow the convolution"):
-        rednet.switch_to_deploy(randomised(_Odd()))
+        rednet.switch_to_deploy(randomized(_Odd()))
 
 
 def test_a_layer_that_fuses_wrongly_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -144,7 +144,7 @@ def test_a_layer_that_fuses_wrongly_is_named(monkeypatch: pytest.MonkeyPatch) ->
         return weight, bias + (1 if block.in_channels == 6 else 0)
 
     model = nn.Sequential(ACBlock(4, 6, 3), nn.ReLU(), ACBlock(6, 4, 3))
-    randomised(model)
+    randomized(model)
     monkeypatch.setattr(ACBlock, "fuse", wrong)
     monkeypatch.setattr(ACBlock, "forward", _by_branches)
     with pytest.raises(RuntimeError, match="^2 computes something else after it was fused: .* off"):
@@ -202,7 +202,7 @@ def _config() -> dict[str, Any]:
 
 def test_deployed_builds_the_fused_form() -> None:
     config = _config()
-    trained = randomised(MODELS.build(copy.deepcopy(config)))
+    trained = randomized(MODELS.build(copy.deepcopy(config)))
     rednet.switch_to_deploy(trained)
     built = MODELS.build(dict(type="Deployed", module=config))
     built.load_state_dict(trained.state_dict(), strict=True)

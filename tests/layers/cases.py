@@ -32,7 +32,7 @@ def build(name: str, *args: Any, **kwargs: Any) -> nn.Module:
     return build_conv_layer(dict(type=name), *arguments, **kwargs)
 
 
-def randomised(layer: nn.Module) -> nn.Module:
+def randomized(layer: nn.Module) -> nn.Module:
     """Gives every parameter and running statistic a random value: a zero could hide an error."""
     with torch.no_grad():
         for parameter in layer.parameters():

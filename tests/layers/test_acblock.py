@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from rednet.layers import ACBlock, acblock
-from tests.layers.cases import randomised
+from tests.layers.cases import randomized
 from tests.tolerances import assert_close
 
 
@@ -62,7 +62,7 @@ GEOMETRIES = [
 def test_thin_kernels_lie_on_the_middle_of_the_square_one(
     geometry: dict, training: bool, size: tuple[int, int]
 ) -> None:
-    block = randomised(ACBlock(4, 6, **geometry)).double().train(training)
+    block = randomized(ACBlock(4, 6, **geometry)).double().train(training)
     other = copy.deepcopy(block)
     image = torch.randn(2, 4, *size, dtype=torch.float64)
     assert_close(block(image), _published(other, image))
@@ -71,7 +71,7 @@ def test_thin_kernels_lie_on_the_middle_of_the_square_one(
 
 @pytest.mark.parametrize("geometry", GEOMETRIES, ids=str)
 def test_deployed_it_is_one_convolution(geometry: dict) -> None:
-    block = randomised(ACBlock(4, 6, **geometry)).eval()
+    block = randomized(ACBlock(4, 6, **geometry)).eval()
     image = torch.randn(2, 4, 9, 12)
     expected = block(image)
     deployed = block.switch_to_deploy()
@@ -85,7 +85,7 @@ def test_deployed_it_is_one_convolution(geometry: dict) -> None:
 
 
 def test_as_one_convolution_it_has_the_branches_gradients(monkeypatch: pytest.MonkeyPatch) -> None:
-    block = randomised(ACBlock(4, 6, (3, 4), padding=1)).double().eval()
+    block = randomized(ACBlock(4, 6, (3, 4), padding=1)).double().eval()
     image = torch.randn(2, 4, 12, 13, dtype=torch.float64)
     gradients = []
     for threshold in (1, 1000):
@@ -97,7 +97,7 @@ def test_as_one_convolution_it_has_the_branches_gradients(monkeypatch: pytest.Mo
 
 @pytest.mark.parametrize("side", [5, 12])
 def test_norms_in_eval_mode_alone_make_it_one_convolution(side: int) -> None:
-    block = randomised(ACBlock(4, 6, 3, padding=1))
+    block = randomized(ACBlock(4, 6, 3, padding=1))
     image = torch.randn(2, 4, side, side)
     expected = copy.deepcopy(block).eval()(image)
     for norm in (block.square_bn, block.ver_bn, block.hor_bn):
@@ -116,7 +116,7 @@ def test_with_a_plain_convolutions_weights_it_is_the_convolution(
 ) -> None:
     convolution = nn.Conv2d(4, 6, 3, padding=1, bias=bias)
     block = ACBlock(4, 6, 3, padding=1, use_affine=use_affine, deploy=deploy).eval()
-    randomised(block).load_state_dict(convolution.state_dict(), strict=True)
+    randomized(block).load_state_dict(convolution.state_dict(), strict=True)
     image = torch.randn(2, 4, 5, 5)
     torch.testing.assert_close(block(image), convolution(image))
 
@@ -139,14 +139,14 @@ def test_gamma_init() -> None:
 def test_tools_that_fold_norms_leave_the_branches_alone() -> None:
     from mmcv.cnn.utils import fuse_conv_bn
 
-    block = randomised(ACBlock(4, 6, 3, padding=1)).eval()
+    block = randomized(ACBlock(4, 6, 3, padding=1)).eval()
     image = torch.randn(2, 4, 5, 5)
     expected = block(image)
     torch.testing.assert_close(fuse_conv_bn(block)(image), expected)
 
 
 def test_cropping_reads_only_what_the_square_kernel_reads() -> None:
-    block = randomised(ACBlock(1, 1, 3)).train()
+    block = randomized(ACBlock(1, 1, 3)).train()
     image = torch.randn(1, 1, 5, 5)
     image[..., 0, 0] = torch.nan
     ver = block._thin(image, block.ver_conv, (0, 0), 1)

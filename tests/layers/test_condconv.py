@@ -5,14 +5,14 @@ import torch
 from torch import nn
 
 from rednet.layers import CondConv2d
-from tests.layers.cases import GEOMETRIES, convolution_like, randomised
+from tests.layers.cases import GEOMETRIES, convolution_like, randomized
 from tests.tolerances import assert_close
 
 
 @pytest.mark.parametrize("geometry", GEOMETRIES, ids=str)
 @pytest.mark.parametrize("temperature", [1, 5])
 def test_the_kernel_is_the_published_sum(geometry: dict, temperature: float) -> None:
-    layer = randomised(CondConv2d(8, 6, **geometry, num_experts=3)).double().eval()
+    layer = randomized(CondConv2d(8, 6, **geometry, num_experts=3)).double().eval()
     layer.set_temperature(temperature)
     image = torch.randn(2, 8, 5, 6, dtype=torch.float64)
     for index in range(2):

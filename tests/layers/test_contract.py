@@ -15,7 +15,7 @@ from mmcv.cnn import ConvModule
 from torch import Tensor, nn
 
 from rednet.layers.base import registered_layers
-from tests.layers.cases import IN_CHANNELS, OUT_CHANNELS, build, random_geometries, randomised
+from tests.layers.cases import IN_CHANNELS, OUT_CHANNELS, build, random_geometries, randomized
 from tests.tolerances import FLOAT16, assert_close
 
 pytestmark = pytest.mark.parametrize("name", registered_layers())
@@ -90,7 +90,7 @@ def test_every_parameter_gets_a_gradient(name: str, bias: bool) -> None:
         conv_cfg=dict(type=name),
         norm_cfg=dict(type="BN"),
     )
-    randomised(module)
+    randomized(module)
     module(_image()).square().sum().backward()
     for key, parameter in module.named_parameters():
         assert parameter.grad is not None, f"{key} has no gradient: DDP would wait for it"
@@ -98,7 +98,7 @@ def test_every_parameter_gets_a_gradient(name: str, bias: bool) -> None:
 
 
 def _small(name: str) -> tuple[nn.Module, Tensor]:
-    layer = randomised(build(name, IN_CHANNELS, 16, 3, stride=2, padding=1)).double().eval()
+    layer = randomized(build(name, IN_CHANNELS, 16, 3, stride=2, padding=1)).double().eval()
     return layer, _image(2, IN_CHANNELS, 3, 3, dtype=torch.float64).requires_grad_()
 
 
@@ -124,7 +124,7 @@ def test_double_backward(name: str) -> None:
 
 @pytest.mark.parametrize("dtype", [torch.float32, FLOAT16, torch.bfloat16], ids=str)
 def test_every_dtype_follows_the_float64_result(name: str, dtype: torch.dtype) -> None:
-    layer = randomised(build(name)).eval().to(dtype)
+    layer = randomized(build(name)).eval().to(dtype)
     image = _image().to(dtype)
     output = layer(image)
     assert output.dtype == dtype
@@ -132,7 +132,7 @@ def test_every_dtype_follows_the_float64_result(name: str, dtype: torch.dtype) -
 
 
 def test_autocast_runs_and_follows_float64(name: str) -> None:
-    layer, image = randomised(build(name)).eval(), _image()
+    layer, image = randomized(build(name)).eval(), _image()
     with torch.autocast("cpu", dtype=torch.bfloat16):
         output = layer(image)
     output.float().sum().backward()
@@ -153,7 +153,7 @@ def _sliced(image: Tensor) -> Tensor:
 def test_any_layout_gives_the_right_answer(
     name: str, training: bool, spread: Callable[[Tensor], Tensor]
 ) -> None:
-    layer = randomised(build(name)).train(training)
+    layer = randomized(build(name)).train(training)
     image = _image()
     expected = _in_double(layer, image)
     assert_close(layer(spread(image)), expected, CHAIN)
@@ -163,7 +163,7 @@ def test_any_layout_gives_the_right_answer(
 
 
 def test_eval_output_of_an_image_does_not_depend_on_its_batch(name: str) -> None:
-    layer, image = randomised(build(name)).eval(), _image(5, IN_CHANNELS, 6, 6)
+    layer, image = randomized(build(name)).eval(), _image(5, IN_CHANNELS, 6, 6)
     together = layer(image)
     for index in range(len(image)):
         assert_close(layer(image[index : index + 1]), together[index : index + 1], CHAIN)
@@ -177,7 +177,7 @@ def test_an_empty_batch_gives_an_empty_output(name: str) -> None:
 
 
 def test_state_dict_round_trip(name: str) -> None:
-    layer, image = randomised(build(name)).eval(), _image()
+    layer, image = randomized(build(name)).eval(), _image()
     fresh = build(name).eval()
     fresh.load_state_dict(copy.deepcopy(layer.state_dict()), strict=True)
     assert torch.equal(fresh(image), layer(image))
@@ -187,7 +187,7 @@ def test_state_dict_round_trip(name: str) -> None:
     "duplicate", [copy.deepcopy, lambda each: pickle.loads(pickle.dumps(each))]
 )
 def test_copies_compute_the_same(name: str, duplicate: Callable) -> None:
-    layer, image = randomised(build(name)).eval(), _image()
+    layer, image = randomized(build(name)).eval(), _image()
     assert torch.equal(duplicate(layer)(image), layer(image))
 
 
@@ -195,7 +195,7 @@ def test_copies_compute_the_same(name: str, duplicate: Callable) -> None:
 def test_plain_weights_make_it_the_convolution_or_change_nothing(name: str, bias: bool) -> None:
     geometry = dict(kernel_size=3, stride=2, padding=1)
     convolution = nn.Conv2d(IN_CHANNELS, OUT_CHANNELS, **geometry, bias=bias)
-    layer = randomised(build(name, IN_CHANNELS, OUT_CHANNELS, **geometry)).eval()
+    layer = randomized(build(name, IN_CHANNELS, OUT_CHANNELS, **geometry)).eval()
     image, plain = _image(), convolution.state_dict()
     if layer.expand_plain_state(plain, prefix="") is None:
         before = layer(image)
@@ -224,7 +224,7 @@ def test_padding_modes_are_served_or_refused(name: str, mode: str) -> None:
     except ValueError as error:
         assert "padding_mode" in str(error)
         return
-    randomised(layer).eval()
+    randomized(layer).eval()
     image = _image()
     image[..., 0, :] += 10
     zeros = build(name).eval()
@@ -244,14 +244,14 @@ def test_same_padding_keeps_the_size_or_is_refused(name: str) -> None:
 
 
 def test_compile_has_no_graph_break(name: str) -> None:
-    layer, image = randomised(build(name)).eval(), _image()
+    layer, image = randomized(build(name)).eval(), _image()
     torch.compiler.reset()
     compiled = torch.compile(layer, fullgraph=True, backend="aot_eager")
     assert_close(compiled(image), _in_double(layer, image), CHAIN)
 
 
 def test_training_through_compile(name: str) -> None:
-    layer, image = randomised(build(name)), _image()
+    layer, image = randomized(build(name)), _image()
     torch.compiler.reset()
     torch.compile(layer, fullgraph=True, backend="aot_eager")(image).square().sum().backward()
     assert all(parameter.grad is not None for parameter in layer.parameters())

@@ -6,8 +6,8 @@ from mmcv.cnn import ConvAWS2d as PublishedConvAWS2d
 from torch import Tensor, nn
 
 from rednet.layers import ConvAWS2d, SAConv2d
-from rednet.layers.conv_aws import standardise
-from tests.layers.cases import randomised
+from rednet.layers.conv_aws import standardize
+from tests.layers.cases import randomized
 from tests.tolerances import assert_close
 
 GEOMETRIES = [
@@ -19,7 +19,7 @@ GEOMETRIES = [
 
 
 def _random(geometry: dict) -> ConvAWS2d:
-    layer = randomised(ConvAWS2d(8, 12, **geometry))
+    layer = randomized(ConvAWS2d(8, 12, **geometry))
     nn.init.uniform_(layer.weight_gamma, 0.5, 1.5)
     nn.init.normal_(layer.weight_beta)
     return layer
@@ -44,7 +44,7 @@ def test_the_statistics_of_16_bit_weights_are_exact(dtype: torch.dtype) -> None:
     tensors: list[Tensor] = [layer.weight, layer.weight_gamma, layer.weight_beta]
     kernel = layer.kernel()
     assert kernel.dtype == dtype
-    assert_close(kernel, standardise(*(tensor.double() for tensor in tensors)))
+    assert_close(kernel, standardize(*(tensor.double() for tensor in tensors)))
 
 
 @pytest.mark.parametrize("bias", [True, False])
@@ -64,7 +64,7 @@ def test_with_a_plain_convolutions_weights_it_is_the_convolution(
 
 
 @pytest.mark.parametrize("layer_type", [ConvAWS2d, SAConv2d])
-def test_a_plain_checkpoint_of_16_bits_is_standardised_in_32(layer_type: type) -> None:
+def test_a_plain_checkpoint_of_16_bits_is_standardized_in_32(layer_type: type) -> None:
     convolution = nn.Conv2d(8, 12, 3).half()
     layer = layer_type(8, 12, 3)
     layer.load_state_dict(convolution.state_dict())

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 
 from rednet.layers import DynamicConv2d
-from tests.layers.cases import GEOMETRIES, convolution_like, randomised
+from tests.layers.cases import GEOMETRIES, convolution_like, randomized
 from tests.tolerances import assert_close
 
 
@@ -22,7 +22,7 @@ def test_golden_vectors(golden: Callable) -> None:
 @pytest.mark.parametrize("geometry", GEOMETRIES, ids=str)
 @pytest.mark.parametrize("temperature", [1, 34])
 def test_the_kernel_is_the_published_average(geometry: dict, temperature: float) -> None:
-    layer = randomised(DynamicConv2d(8, 6, **geometry, num_kernels=3, ratio=0.5)).double().eval()
+    layer = randomized(DynamicConv2d(8, 6, **geometry, num_kernels=3, ratio=0.5)).double().eval()
     layer.set_temperature(temperature)
     image = torch.randn(2, 8, 5, 6, dtype=torch.float64)
     for index in range(2):

@@ -34,14 +34,14 @@ def test_with_a_stride_kernels_come_from_the_average(size: tuple[int, int], dila
     torch.testing.assert_close(layer(image), expected)
 
 
-def test_without_padding_kernels_come_from_the_windows_centres() -> None:
+def test_without_padding_kernels_come_from_the_windows_centers() -> None:
     layer = Involution2d(16, 16, 5, bias=False).eval()
     image = torch.randn(2, 16, 9, 10)
     weight = _weight_of(layer, image[..., 2:-2, 2:-2])
     torch.testing.assert_close(layer(image), involution2d(image, weight))
 
 
-def test_centres_outside_the_image_read_zero() -> None:
+def test_centers_outside_the_image_read_zero() -> None:
     layer = Involution2d(16, 16, 1, padding=1, bias=False).eval()
     image = torch.randn(2, 16, 4, 4)
     weight = _weight_of(layer, F.pad(image, (1, 1, 1, 1)))

@@ -12,7 +12,7 @@ from torch import nn
 
 from rednet.layers import CondConv2d, DynamicConv2d, ODConv2d
 from rednet.layers.mixture import MixtureConvLayer
-from tests.layers.cases import randomised
+from tests.layers.cases import randomized
 from tests.tolerances import assert_close
 
 EXPERTS = {ODConv2d: "kernel_num", CondConv2d: "num_experts", DynamicConv2d: "num_kernels"}
@@ -41,7 +41,7 @@ def test_the_number_of_experts_is_the_first_dimension(layer_type: type) -> None:
 
 
 @layers
-def test_each_expert_is_initialised_as_a_convolution(layer_type: type) -> None:
+def test_each_expert_is_initialized_as_a_convolution(layer_type: type) -> None:
     layer = layer_type(64, 32, 3, groups=4, **{EXPERTS[layer_type]: 6})
     expected = torch.empty(6, *layer.plain_weight_shape)
     for expert in expected:
@@ -70,7 +70,7 @@ def test_the_temperature_is_part_of_the_state(layer_type: type) -> None:
 @layers
 @pytest.mark.parametrize("strict", [True, False])
 def test_a_published_checkpoint_loads_at_temperature_one(layer_type: type, strict: bool) -> None:
-    published = randomised(_build(layer_type)).state_dict()
+    published = randomized(_build(layer_type)).state_dict()
     del published["temperature"]
     model = nn.Sequential(nn.ReLU(), _build(layer_type))
     model[1].set_temperature(30)
@@ -94,7 +94,7 @@ def test_a_partial_checkpoint_leaves_the_temperature(layer_type: type) -> None:
     [(DynamicConv2d, 1), (CondConv2d, 3 / 2), (ODConv2d, 1 / 8)],
 )
 def test_in_the_heat_every_image_has_the_average_kernel(layer_type: type, factor: float) -> None:
-    layer = randomised(_build(layer_type, kernel_size=3, bias=False)).double().eval()
+    layer = randomized(_build(layer_type, kernel_size=3, bias=False)).double().eval()
     image = torch.randn(2, 8, 5, 6, dtype=torch.float64)
     average = F.conv2d(image, layer.weight.mean(0)) * factor
     assert not torch.allclose(layer(image), average, rtol=1e-2)
@@ -140,7 +140,7 @@ def test_plain_weights_give_the_convolutions_output(
 @layers
 def test_plain_weights_without_bias_give_a_bias_of_zero(layer_type: type) -> None:
     convolution = nn.Conv2d(8, 8, 3, bias=False)
-    layer = randomised(_build(layer_type))
+    layer = randomized(_build(layer_type))
     layer.load_state_dict(convolution.state_dict())
     assert not layer.bias.any()
 
@@ -180,7 +180,7 @@ def test_experts_from_plain_weights_part_in_training(layer_type: type) -> None:
 
 @layers
 def test_moving_a_model_to_channels_last_leaves_the_experts(layer_type: type) -> None:
-    layer = randomised(_build(layer_type)).eval()
+    layer = randomized(_build(layer_type)).eval()
     image = torch.randn(2, 8, 6, 7)
     expected = layer(image)
     moved = layer.to(memory_format=torch.channels_last)
@@ -207,7 +207,7 @@ def test_moving_a_layer_keeps_its_parameters(layer_type: type) -> None:
 def test_a_traced_layer_serves_other_batch_and_image_sizes(
     layer_type: type, geometry: dict
 ) -> None:
-    layer = randomised(_build(layer_type, **geometry)).eval()
+    layer = randomized(_build(layer_type, **geometry)).eval()
     traced = torch.jit.trace(layer, torch.randn(2, 8, 6, 7), check_trace=False)
     for size in ((2, 8, 6, 7), (1, 8, 6, 7), (5, 8, 9, 8)):
         image = torch.randn(size)

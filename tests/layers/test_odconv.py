@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from rednet.layers import ODConv2d
-from tests.layers.cases import randomised
+from tests.layers.cases import randomized
 from tests.tolerances import assert_close
 
 
@@ -43,7 +43,7 @@ def test_the_kernel_has_the_published_attention(
     arguments: dict, temperature: float, training: bool
 ) -> None:
     """All four attentions multiplied into the kernel, which is how the publication defines it."""
-    layer = randomised(ODConv2d(8, 8, **arguments)).double().train(training)
+    layer = randomized(ODConv2d(8, 8, **arguments)).double().train(training)
     layer.set_temperature(temperature)
     image = torch.randn(2, 8, 5, 6, dtype=torch.float64)
     attention = layer.attention
@@ -118,7 +118,7 @@ def test_the_attention_has_the_published_width(channels: int, arguments: dict, w
 
 
 def test_a_batch_of_one_trains_by_the_running_statistics() -> None:
-    layer = randomised(ODConv2d(8, 8, 3, padding=1))
+    layer = randomized(ODConv2d(8, 8, 3, padding=1))
     image = torch.randn(1, 8, 6, 6)
     before = {key: value.clone() for key, value in layer.state_dict().items()}
     output = layer.train()(image)
@@ -130,7 +130,7 @@ def test_a_batch_of_one_trains_by_the_running_statistics() -> None:
 
 
 def test_a_larger_batch_trains_by_its_own_statistics() -> None:
-    layer = randomised(ODConv2d(8, 8, 3, padding=1))
+    layer = randomized(ODConv2d(8, 8, 3, padding=1))
     mean = layer.attention.bn.running_mean.clone()
     image = torch.randn(2, 8, 6, 6)
     assert not torch.allclose(layer.train()(image), layer.eval()(image))
@@ -147,7 +147,7 @@ def test_a_norm_over_processes_gets_a_batch_of_one_as_it_is() -> None:
 
 
 def test_the_bias_is_added_after_all_attention() -> None:
-    layer = randomised(ODConv2d(8, 6, 3)).eval()
+    layer = randomized(ODConv2d(8, 6, 3)).eval()
     image = torch.randn(2, 8, 5, 5)
     before = layer(image)
     with torch.no_grad():

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from rednet.layers.base import registered_layers
-from tests.layers.cases import build, randomised
+from tests.layers.cases import build, randomized
 from tests.tolerances import assert_close
 
 pytest.importorskip("onnx")
@@ -18,7 +18,7 @@ onnxruntime = pytest.importorskip("onnxruntime")
 
 # The exporter that does not need onnxscript; older versions of PyTorch have no other.
 EXPORTER = {"dynamo": False} if "dynamo" in inspect.signature(torch.onnx.export).parameters else {}
-# Standardised kernels are a layer_norm without a scale, which torch 2.1 exports wrongly.
+# Standardized kernels are a layer_norm without a scale, which torch 2.1 exports wrongly.
 LAYER_NORM_LACKS_SCALE = torch.__version__.startswith("2.1.")
 CASES = [
     (dict(padding=1), False),
@@ -35,7 +35,7 @@ CASES = [
 def test_onnxruntime_computes_the_same(name: str, geometry: dict, deployed: bool) -> None:
     if LAYER_NORM_LACKS_SCALE and name in ("ConvAWS2d", "SAConv2d") and not deployed:
         pytest.skip("this torch exports no layer_norm without a scale; switch_to_deploy first")
-    layer: nn.Module = randomised(build(name, 16, 16, 3, **geometry)).eval()
+    layer: nn.Module = randomized(build(name, 16, 16, 3, **geometry)).eval()
     _check(layer.switch_to_deploy() if deployed else layer)
 
 
@@ -43,7 +43,7 @@ def test_onnxruntime_computes_the_same(name: str, geometry: dict, deployed: bool
 @pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning")
 @pytest.mark.parametrize("name", registered_layers())
 def test_a_layer_leaves_its_successor_any_size(name: str) -> None:
-    layers = [randomised(build(name, 16, 16, 3, padding=1)) for _ in range(2)]
+    layers = [randomized(build(name, 16, 16, 3, padding=1)) for _ in range(2)]
     _check(nn.Sequential(*(layer.switch_to_deploy() for layer in layers)).eval())
 
 

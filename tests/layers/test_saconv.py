@@ -85,7 +85,7 @@ def test_switched_off_it_is_the_convolution(
 @pytest.mark.parametrize("padding", [0, 1, 2, "same"])
 @pytest.mark.parametrize("stride", [1, 2])
 @pytest.mark.parametrize("size", [(3, 5), (9, 12)])
-def test_switched_on_it_is_the_dilated_convolution_of_the_same_centres(
+def test_switched_on_it_is_the_dilated_convolution_of_the_same_centers(
     use_deform: bool, padding: object, stride: int, size: tuple[int, int]
 ) -> None:
     if stride == 2 and padding == "same":
@@ -203,14 +203,14 @@ def test_both_convolutions_share_what_they_need(
 
         monkeypatch.setattr(owner, name, counted)
 
-    count(conv_aws, "standardise")
+    count(conv_aws, "standardize")
     count(nn.functional, "avg_pool2d")
     SAConv2d(4, 6, 3, padding=1, use_deform=use_deform)(torch.randn(2, 4, 5, 5))
-    assert sorted(calls) == ["avg_pool2d", "standardise"]
+    assert sorted(calls) == ["avg_pool2d", "standardize"]
 
 
 @USE_DEFORM
-def test_deployed_the_kernel_is_standardised_once(use_deform: bool) -> None:
+def test_deployed_the_kernel_is_standardized_once(use_deform: bool) -> None:
     layer = _random(SAConv2d(4, 6, 3, padding=1, use_deform=use_deform)).eval()
     image = torch.randn(2, 4, 5, 5)
     expected = layer(image)

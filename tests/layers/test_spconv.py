@@ -10,7 +10,7 @@ from mmcv.cnn.utils import fuse_conv_bn
 from torch import Tensor
 
 from rednet.layers import SPConv2d
-from tests.layers.cases import randomised
+from tests.layers.cases import randomized
 from tests.tolerances import assert_close
 
 
@@ -21,7 +21,7 @@ def test_golden_vectors(golden: Callable) -> None:
 
 
 def _published(layer: SPConv2d, image: Tensor, padding: int) -> Tensor:
-    """The layer by the book, for a 3 x 3 kernel and the padding that keeps its centre."""
+    """The layer by the book, for a 3 x 3 kernel and the padding that keeps its center."""
     kept, rest = image.tensor_split([layer.pwc.in_channels], dim=1)
     full = F.conv2d(kept, layer.gwc.weight, None, layer.stride, padding, layer.dilation, 2)
     if layer.stride != (1, 1):
@@ -40,7 +40,7 @@ def test_follows_the_published_form(
     ratio: float, stride: int, dilation: int, training: bool
 ) -> None:
     layer = SPConv2d(16, 12, 3, stride=stride, padding=dilation, dilation=dilation, ratio=ratio)
-    randomised(layer).double().train(training)
+    randomized(layer).double().train(training)
     other = copy.deepcopy(layer)
     image = torch.randn(3, 16, 8, 11, dtype=torch.float64)
     assert_close(layer(image), _published(other, image, dilation))
@@ -48,8 +48,8 @@ def test_follows_the_published_form(
 
 
 @pytest.mark.parametrize("stride", [1, 2])
-def test_without_padding_the_1x1_paths_see_the_windows_centres(stride: int) -> None:
-    layer = randomised(SPConv2d(8, 4, 3, stride=stride)).double().eval()
+def test_without_padding_the_1x1_paths_see_the_windows_centers(stride: int) -> None:
+    layer = randomized(SPConv2d(8, 4, 3, stride=stride)).double().eval()
     image = torch.zeros(1, 8, 10, 12, dtype=torch.float64)
     image[..., 1:-1, 1:-1] = torch.randn(8, 8, 10)
     padded = copy.deepcopy(layer)
@@ -83,7 +83,7 @@ def test_other_geometry_that_cannot_be_served() -> None:
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_deployed_the_norms_are_in_the_convolutions(dtype: torch.dtype) -> None:
-    layer = randomised(SPConv2d(16, 12, 3, stride=2, padding=1)).eval().to(dtype)
+    layer = randomized(SPConv2d(16, 12, 3, stride=2, padding=1)).eval().to(dtype)
     image = torch.randn(2, 16, 7, 8).to(dtype)
     expected = copy.deepcopy(layer).double()(image.double())
     deployed = layer.switch_to_deploy()
@@ -99,7 +99,7 @@ def test_deployed_the_norms_are_in_the_convolutions(dtype: torch.dtype) -> None:
 
 
 def test_tools_that_fold_norms_leave_the_two_parts_alone() -> None:
-    layer = randomised(SPConv2d(16, 12, 3, padding=1)).eval()
+    layer = randomized(SPConv2d(16, 12, 3, padding=1)).eval()
     image = torch.randn(2, 16, 5, 5)
     expected = layer(image)
     torch.testing.assert_close(fuse_conv_bn(layer)(image), expected)

@@ -15,7 +15,7 @@ def test_it_is_the_linear_head_with_dropout_in_training() -> None:
         head = MODELS.build(dict(type="DropoutClsHead", dropout=0.5, **config))
         plain = MODELS.build(dict(type="LinearClsHead", **config))
         head.init_weights()
-    assert 0.009 < head.fc.weight.std() < 0.011, "LinearClsHead's own initialisation"
+    assert 0.009 < head.fc.weight.std() < 0.011, "LinearClsHead's own initialization"
     head.load_state_dict(plain.state_dict(), strict=True)
     assert head.topk == (1, 2)
     features = (torch.ones(1000, 512),)

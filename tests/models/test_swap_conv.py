@@ -233,7 +233,7 @@ def test_copied_weights_are_those_that_a_norm_of_weights_computes(
 
 
 class Backbone(BaseModule):
-    """Initialises all convolutions alike, those inside other layers too, as ResNets do."""
+    """Initializes all convolutions alike, those inside other layers too, as ResNets do."""
 
     def __init__(self, init_cfg: dict | list | None = None) -> None:
         super().__init__(init_cfg or dict(type="Kaiming", layer="Conv2d"))
@@ -250,7 +250,7 @@ def test_an_init_cfg_does_not_fill_what_has_to_start_at_zero(copied: bool) -> No
     assert (layer.post_context.weight == 0).all() and (layer.weight != 0).any()
 
 
-def test_initialisation_keeps_what_a_checkpoint_gave(tmp_path: Path) -> None:
+def test_initialization_keeps_what_a_checkpoint_gave(tmp_path: Path) -> None:
     given = rednet.swap_conv(Backbone(), dict(type="SAConv2d"))
     nn.init.constant_(given.stages[0].switch.weight, 3)
     torch.save(given.state_dict(), tmp_path / "given.pth")
@@ -261,7 +261,7 @@ def test_initialisation_keeps_what_a_checkpoint_gave(tmp_path: Path) -> None:
 
 
 class Classifier(BaseModule):
-    """A backbone with initialisation of its own, and a head without."""
+    """A backbone with initialization of its own, and a head without."""
 
     def __init__(self, init_cfg: dict | list | None = None) -> None:
         super().__init__()
@@ -270,7 +270,7 @@ class Classifier(BaseModule):
 
 
 @pytest.mark.parametrize("as_list", [False, True])
-def test_initialisation_of_a_whole_model_keeps_what_a_part_loads(
+def test_initialization_of_a_whole_model_keeps_what_a_part_loads(
     tmp_path: Path, as_list: bool
 ) -> None:
     plain, image = Backbone().stages, torch.randn(1, 8, 5, 5)
@@ -285,7 +285,7 @@ def test_initialisation_of_a_whole_model_keeps_what_a_part_loads(
     assert not model.head.switch.weight.any()
 
 
-def test_initialisation_of_a_whole_model_keeps_what_a_part_has_initialised() -> None:
+def test_initialization_of_a_whole_model_keeps_what_a_part_has_initialized() -> None:
     model = rednet.swap_conv(Classifier(), dict(type="SAConv2d"))
     model.backbone.init_weights()
     weight = model.backbone.stages[0].weight.clone()

@@ -13,7 +13,7 @@ from rednet.models import RedNet
 TINY = dict(depth=26, stem_channels=32, base_channels=16)
 
 
-def test_a_smaller_stem_kernel_is_read_into_the_centre() -> None:
+def test_a_smaller_stem_kernel_is_read_into_the_center() -> None:
     small = RedNet(**TINY, stem_kernel_size=3).eval()
     large = RedNet(**TINY, stem_kernel_size=7).eval()
     large.load_state_dict(small.state_dict(), strict=True)

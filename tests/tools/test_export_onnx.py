@@ -7,7 +7,7 @@ import torch
 from mmengine.registry import MODELS
 
 from rednet.cli.command import run
-from tests.layers.cases import randomised
+from tests.layers.cases import randomized
 from tools.model_converters import export_onnx
 
 onnx = pytest.importorskip("onnx")
@@ -39,7 +39,7 @@ def _call(*arguments: str | Path) -> int:
 def test_onnxruntime_gives_the_trained_models_maps_for_any_image(
     config: Path, tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:
-    model = randomised(MODELS.build(TINY)).eval()
+    model = randomized(MODELS.build(TINY)).eval()
     torch.save({"state_dict": model.state_dict()}, tmp_path / "trained.pth")
     file = tmp_path / "new" / "model.onnx"
     status = _call(config, tmp_path / "trained.pth", "--out", file, "--shape", "32", "48")

@@ -8,7 +8,7 @@ import torch
 from mmengine.config import Config
 from mmengine.registry import MODELS
 
-from tests.layers.cases import randomised
+from tests.layers.cases import randomized
 
 ROOT = Path(__file__).resolve().parents[2]
 CONFIG = """
@@ -34,7 +34,7 @@ def _call(*arguments: str | Path) -> subprocess.CompletedProcess:
 def test_the_files_give_the_trained_models_outputs(tmp_path: Path) -> None:
     source = tmp_path / "config.py"
     source.write_text(CONFIG.format(layer="ACBlock"))
-    trained = randomised(MODELS.build(Config.fromfile(source).model)).eval()
+    trained = randomized(MODELS.build(Config.fromfile(source).model)).eval()
     meta = {"dataset_meta": {"classes": ["a", "b"]}, "epoch": 3}
     torch.save({"state_dict": trained.state_dict(), "meta": meta}, tmp_path / "trained.pth")
     prefix = tmp_path / "new" / "fused"

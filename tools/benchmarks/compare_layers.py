@@ -3,7 +3,7 @@
 The network is a stem, four residual 3 x 3 convolutions of the layer in question, each with a batch
 norm, and a linear classifier. It learns from a few images of each class and is tested on all the
 others: with all the 1,442 images that usually train, every layer would be right in 98 to 99 of 100
-cases. Everything else (images, order, augmentation, steps, optimizer, initialisation of the rest)
+cases. Everything else (images, order, augmentation, steps, optimizer, initialization of the rest)
 is the same for all; each seed changes all of it together.
 
     python tools/benchmarks/compare_layers.py --threads 1
@@ -319,13 +319,13 @@ def _draw(results: list[dict[str, Any]], milliseconds: dict[str, float], path: P
     accuracy, parameters, operations, speed = panels
     rows = range(len(results))
     for row, each in zip(rows, results, strict=True):
-        colour = "#555555" if each["layer"] == CONVOLUTION else "#1f6f8b"
+        color = "#555555" if each["layer"] == CONVOLUTION else "#1f6f8b"
         values = each["accuracies"]
-        accuracy.scatter(values, [row] * len(values), s=22, color=colour, alpha=0.5, linewidths=0)
-        accuracy.plot(statistics.fmean(values), row, "|", color=colour, markersize=16, mew=2.5)
-        parameters.barh(row, each["parameters"] / 1e3, color=colour, height=0.55)
-        operations.barh(row, each["macs"] / 1e6, color=colour, height=0.55)
-        speed.barh(row, milliseconds.get(each["layer"], 0), color=colour, height=0.55)
+        accuracy.scatter(values, [row] * len(values), s=22, color=color, alpha=0.5, linewidths=0)
+        accuracy.plot(statistics.fmean(values), row, "|", color=color, markersize=16, mew=2.5)
+        parameters.barh(row, each["parameters"] / 1e3, color=color, height=0.55)
+        operations.barh(row, each["macs"] / 1e6, color=color, height=0.55)
+        speed.barh(row, milliseconds.get(each["layer"], 0), color=color, height=0.55)
     baseline = next((each for each in results if each["layer"] == CONVOLUTION), None)
     if baseline:
         mean = statistics.fmean(baseline["accuracies"])
