@@ -94,9 +94,9 @@ class CondConv2d(MixtureConvLayer):
         """Maps (N, in_channels, H, W) to (N, out_channels, Ho, Wo)."""
         self.check_input(input)
         logits = self.routing_fn(input.mean((2, 3)))
-        mixture = torch.sigmoid(logits / self.temperature)
-        bias = None if self.bias is None else mixture @ self.bias
-        return self.convolve_mixed(input, mixture, bias)
+        routing = torch.sigmoid(logits / self.temperature)
+        bias = None if self.bias is None else routing @ self.bias
+        return self.convolve_mixed(input, routing, bias)
 
     @torch.no_grad()
     def adapt_plain_state(self, state: dict[str, Tensor]) -> dict[str, Tensor]:

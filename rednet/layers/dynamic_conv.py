@@ -99,9 +99,9 @@ class DynamicConv2d(MixtureConvLayer):
     def forward(self, input: Tensor) -> Tensor:
         """Maps (N, in_channels, H, W) to (N, out_channels, Ho, Wo)."""
         self.check_input(input)
-        mixture = F.softmax(self.attention(input) / self.temperature, dim=1)
-        bias = None if self.bias is None else mixture @ self.bias
-        return self.convolve_mixed(input, mixture, bias)
+        routing = F.softmax(self.attention(input) / self.temperature, dim=1)
+        bias = None if self.bias is None else routing @ self.bias
+        return self.convolve_mixed(input, routing, bias)
 
     def adapt_plain_state(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
         """Every kernel is the convolution's: their average is too, whatever the attention says."""

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from rednet.arguments import positive_number
 from rednet.layers.base import ConvLayer
-from rednet.ops.expert_conv.expert_conv import Factors, Window, expert_conv2d
+from rednet.ops.expert_conv import Factors, Window, expert_conv2d
 from rednet.ops.geometry import IntOrPair
 
 
@@ -69,14 +69,14 @@ class MixtureConvLayer(ConvLayer):
     def convolve_mixed(
         self,
         input: Tensor,
-        mixture: Tensor,
+        routing: Tensor,
         bias: Tensor | None = None,
         factors: Factors = Factors(),  # noqa: B008  (immutable)
     ) -> Tensor:
         """Convolves each image with its mixture of the experts, (N, K), padding mode included."""
         padded, padding = self.pad(input)
         window = Window(self.stride, padding, self.dilation, self.groups)
-        return expert_conv2d(padded, self.weight, mixture, bias, factors, window)
+        return expert_conv2d(padded, self.weight, routing, bias, factors, window)
 
     def repeated_state(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
         """A plain convolution's weight for every expert, and its bias in the shape of this layer's.

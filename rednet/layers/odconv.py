@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from rednet.arguments import positive_int, positive_number
 from rednet.layers.base import pointwise
 from rednet.layers.mixture import MixtureConvLayer
-from rednet.ops.expert_conv.expert_conv import Factors
+from rednet.ops.expert_conv import Factors
 from rednet.ops.geometry import IntOrPair
 from rednet.registry import CONV_LAYERS
 
@@ -119,13 +119,13 @@ class ODConv2d(MixtureConvLayer):
     def forward(self, input: Tensor) -> Tensor:
         """Maps (N, in_channels, H, W) to (N, out_channels, Ho, Wo)."""
         self.check_input(input)
-        factors, mixture = self.attention(input, self.temperature)
-        if factors.taps is None and mixture is None:
+        factors, routing = self.attention(input, self.temperature)
+        if factors.taps is None and routing is None:
             return self._convolve_alike(input, factors)
-        if mixture is None:
-            mixture = input.new_ones(input.shape[0], 1)
+        if routing is None:
+            routing = input.new_ones(input.shape[0], 1)
         bias = None if self.bias is None else self.bias.expand(input.shape[0], -1)
-        return self.convolve_mixed(input, mixture, bias, factors)
+        return self.convolve_mixed(input, routing, bias, factors)
 
     def _convolve_alike(self, input: Tensor, factors: Factors) -> Tensor:
         """One kernel for all images: its factors are the images'."""

@@ -12,20 +12,20 @@ DTYPES = (torch.float64, torch.float32)
 _PIECE = 2048
 
 
-def mix(experts: Tensor, mixture: Tensor, kernels: Tensor) -> None:
-    """Fills ``kernels``, (N, M), with the product of ``mixture``, (N, K), and experts, (K, M)."""
-    mixed = loader.Mixture.describe(experts, mixture, kernels, piece=_PIECE)
+def mix(experts: Tensor, routing: Tensor, kernels: Tensor) -> None:
+    """Fills ``kernels``, (N, M), with the product of ``routing``, (N, K), and experts, (K, M)."""
+    mixed = loader.Mixture.describe(experts, routing, kernels, piece=_PIECE)
     loader.call("mix", experts.dtype, mixed)
 
 
 def mix_gradients(
-    grad: Tensor, experts: Tensor, mixture: Tensor, grad_experts: Tensor, adds: bool
+    grad: Tensor, experts: Tensor, routing: Tensor, grad_experts: Tensor, adds: bool
 ) -> Tensor:
-    """Fills the gradient of the experts, or adds to it, and returns that of the mixture."""
+    """Fills the gradient of the experts, or adds to it, and returns that of the routing."""
     pieces = -(-experts.shape[1] // _PIECE)
-    parts = mixture.new_empty(pieces, mixture.numel())
+    parts = routing.new_empty(pieces, routing.numel())
     mixed = loader.Mixture.describe(
-        experts, mixture, grad, grad_experts, parts, piece=_PIECE, adds=adds
+        experts, routing, grad, grad_experts, parts, piece=_PIECE, adds=adds
     )
     loader.call("mix_gradients", experts.dtype, mixed)
-    return parts.sum(0).view(mixture.shape)
+    return parts.sum(0).view(routing.shape)

@@ -29,44 +29,44 @@ _LEAST_WORK = 2**22
 _LEAST_WORK_OF_KERNELS = {4: 2**21, 8: 2**24}
 
 
-def mix(experts: Tensor, mixture: Tensor) -> Tensor:
+def mix(experts: Tensor, routing: Tensor) -> Tensor:
     """Sums the experts, each times its share in a sample.
 
     Differentiable twice.
 
     Args:
         experts: Shape (K, M).
-        mixture: Shape (N, K).
+        routing: Shape (N, K).
 
     Returns:
         Shape (N, M).
     """
     # Before anything depends on the sizes: compiled graphs serve others too.
     is_eager = not is_compiling()
-    if is_eager and _mixing_gains(len(mixture), experts.numel()) and _are_served(experts, mixture):
-        return _Mix.apply(experts, mixture)
-    return torch.mm(mixture, experts)
+    if is_eager and _mixing_gains(len(routing), experts.numel()) and _are_served(experts, routing):
+        return _Mix.apply(experts, routing)
+    return torch.mm(routing, experts)
 
 
 def mix_gradients(
-    grad: Tensor, experts: Tensor, mixture: Tensor, out: Tensor, *, adds: bool
+    grad: Tensor, experts: Tensor, routing: Tensor, out: Tensor, *, adds: bool
 ) -> Tensor:
     """The gradients of :func:`mix`, which cannot be differentiated.
 
     Args:
         grad: Shape (N, M), that of the output.
         experts: Shape (K, M).
-        mixture: Shape (N, K).
+        routing: Shape (N, K).
         out: Shape (K, M), filled with the gradient of the experts.
         adds: Whether to add to ``out`` rather than to fill it.
 
     Returns:
-        The gradient of the mixture, of its shape.
+        The gradient of the routing, of its shape.
     """
-    gains = mixture.shape[0] * experts.numel() >= _LEAST_WORK
-    if gains and grad.stride(1) == 1 and _are_served(experts, mixture, grad, out):
-        return compiled.mix_gradients(grad, experts, mixture, out, adds)
-    out.addmm_(mixture.t().to(out.dtype), grad.to(out.dtype), beta=1 if adds else 0)
+    gains = routing.shape[0] * experts.numel() >= _LEAST_WORK
+    if gains and grad.stride(1) == 1 and _are_served(experts, routing, grad, out):
+        return compiled.mix_gradients(grad, experts, routing, out, adds)
+    out.addmm_(routing.t().to(out.dtype), grad.to(out.dtype), beta=1 if adds else 0)
     return grad @ experts.t()
 
 
@@ -75,9 +75,9 @@ def _mixing_gains(samples: int, numbers: int) -> bool:
     return any(samples <= most and work >= least for most, least in _LEAST_WORK_OF_KERNELS.items())
 
 
-def _are_served(experts: Tensor, mixture: Tensor, *others: Tensor) -> bool:
+def _are_served(experts: Tensor, routing: Tensor, *others: Tensor) -> bool:
     """Whether the compiled kernels serve these tensors, here and now."""
-    tensors = (experts, mixture, *others)
+    tensors = (experts, routing, *others)
     return (
         not (is_compiling() or is_exporting() or is_transformed() or is_dispatched())
         and all(type(each) in (Tensor, nn.Parameter) for each in tensors)
@@ -91,9 +91,9 @@ def _are_served(experts: Tensor, mixture: Tensor, *others: Tensor) -> bool:
 
 class _Mix(torch.autograd.Function):
     @staticmethod
-    def forward(experts: Tensor, mixture: Tensor) -> Tensor:
-        kernels = experts.new_empty(mixture.shape[0], experts.shape[1])
-        compiled.mix(experts, mixture, kernels)
+    def forward(experts: Tensor, routing: Tensor) -> Tensor:
+        kernels = experts.new_empty(routing.shape[0], experts.shape[1])
+        compiled.mix(experts, routing, kernels)
         return kernels
 
     @staticmethod
@@ -102,13 +102,13 @@ class _Mix(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None]:
-        experts, mixture = ctx.saved_tensors
+        experts, routing = ctx.saved_tensors
         needs_experts, needs_mixture = ctx.needs_input_grad
         is_plain = torch.is_grad_enabled() or is_batched(grad) or is_transformed()
         if is_plain or not (needs_experts and needs_mixture):
             return (
-                mixture.t() @ grad if needs_experts else None,
+                routing.t() @ grad if needs_experts else None,
                 grad @ experts.t() if needs_mixture else None,
             )
         grad_experts = torch.empty_like(experts)
-        return grad_experts, mix_gradients(grad, experts, mixture, grad_experts, adds=False)
+        return grad_experts, mix_gradients(grad, experts, routing, grad_experts, adds=False)

@@ -10,8 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from rednet.ops.expert_conv import expert_conv, mixing
-from rednet.ops.expert_conv.expert_conv import Factors, Tile, Window, expert_conv2d
+from rednet.ops.expert_conv import Factors, Window, expert_conv, expert_conv2d, forms, mixing, tiles
+from rednet.ops.expert_conv.tiles import Tile
 from rednet.ops.geometry import pair
 from tests.tolerances import assert_close
 
@@ -43,13 +43,14 @@ def tile(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Non
     def fixed_tile(input: Tensor, experts: Tensor, window: Window, most: int) -> Tile:
         return Tile(samples, filters if window.groups == 1 else experts.shape[1])
 
-    monkeypatch.setattr(expert_conv, "_tile", fixed_tile)
+    monkeypatch.setattr(expert_conv, "tile_size", fixed_tile)
 
 
 @pytest.fixture(params=["kernels", "images"])
 def folded(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     """Runs a test with the channels' factors on the kernels and on the images."""
-    monkeypatch.setattr(expert_conv, "_are_kernels_smaller", lambda *_: request.param == "kernels")
+    for module in (expert_conv, forms):
+        monkeypatch.setattr(module, "are_kernels_smaller", lambda *_: request.param == "kernels")
     return request.param
 
 
@@ -61,7 +62,7 @@ def _case(
     tensors = dict(
         input=torch.randn(batch, 4, 7, 8),
         experts=torch.randn(3, 8, 4 // groups, *size),
-        mixture=torch.randn(batch, 3),
+        routing=torch.randn(batch, 3),
         bias=torch.randn(batch, 8),
         channels=torch.randn(batch, 4),
         filters=torch.randn(batch, 8),
@@ -75,7 +76,7 @@ def _case(
 def _mixed(
     input: Tensor,
     experts: Tensor,
-    mixture: Tensor,
+    routing: Tensor,
     bias: Tensor | None = None,
     channels: Tensor | None = None,
     filters: Tensor | None = None,
@@ -83,13 +84,13 @@ def _mixed(
     window: Window = Window(),  # noqa: B008
 ) -> Tensor:
     factors = Factors(channels, filters, taps)
-    return expert_conv2d(input, experts, mixture, bias, factors, window)
+    return expert_conv2d(input, experts, routing, bias, factors, window)
 
 
 def _reference(
     input: Tensor,
     experts: Tensor,
-    mixture: Tensor,
+    routing: Tensor,
     bias: Tensor | None = None,
     channels: Tensor | None = None,
     filters: Tensor | None = None,
@@ -99,7 +100,7 @@ def _reference(
     """One sample after the other, one expert after the other."""
     outputs = []
     for n, image in enumerate(input):
-        kernel = sum(share * expert for share, expert in zip(mixture[n], experts, strict=True))
+        kernel = sum(share * expert for share, expert in zip(routing[n], experts, strict=True))
         if taps is not None:
             kernel = kernel * taps[n].view(experts.shape[3:])
         if channels is not None:
@@ -140,7 +141,7 @@ def test_gradients_are_the_references(geometry: dict, tile: None, folded: str) -
 
 
 def _names() -> list[tuple[str, ...]]:
-    names = ("input", "experts", "mixture", "taps")
+    names = ("input", "experts", "routing", "taps")
     return [each for count in (1, 2) for each in itertools.combinations(names, count)]
 
 
@@ -159,10 +160,10 @@ def test_gradients_of_a_part_of_the_tensors(learned: tuple[str, ...], tile: None
 
 def test_recorded_gradients_where_the_mixture_depends_on_the_input(tile: None) -> None:
     tensors, window = _case(GEOMETRIES[0])
-    image, mixture = tensors["input"].requires_grad_(), tensors["mixture"]
+    image, routing = tensors["input"].requires_grad_(), tensors["routing"]
 
     def loss(image: Tensor, convolve: Callable[..., Tensor] = _mixed) -> Tensor:
-        shares = mixture * image.mean()
+        shares = routing * image.mean()
         return convolve(image, tensors["experts"], shares, window=window).square().sum()
 
     (expected,) = torch.autograd.grad(loss(image, _reference), image)
@@ -176,7 +177,7 @@ def test_vmap_and_forward_mode(layout: torch.memory_format, tile: None) -> None:
     tensors, window = _case(GEOMETRIES[1])
     images = torch.stack([tensors["input"], tensors["input"] + 1])
     images = images.flatten(0, 1).contiguous(memory_format=layout).unflatten(0, (2, 3))
-    kernels = dict(experts=tensors["experts"], mixture=tensors["mixture"], window=window)
+    kernels = dict(experts=tensors["experts"], routing=tensors["routing"], window=window)
     mixed, reference = partial(_mixed, **kernels), partial(_reference, **kernels)
     outputs = torch.func.vmap(mixed)(images)
     for output, image in zip(outputs, images, strict=True):
@@ -255,7 +256,7 @@ def test_large_kernels_are_not_kept_for_the_backward_pass() -> None:
     tensors = dict(
         input=torch.randn(batch, channels, 2, 2),
         experts=torch.randn(2, channels, channels, 3, 3, requires_grad=True),
-        mixture=torch.randn(batch, 2, requires_grad=True),
+        routing=torch.randn(batch, 2, requires_grad=True),
     )
     kept = {}
 
@@ -338,10 +339,10 @@ def test_tiles(
     experts = torch.empty(1, 1).expand(4 * channels_out, shape[1] // groups * 9)
     experts = experts.view(4, channels_out, shape[1] // groups, 3, 3)
     window = Window(padding=(1, 1), groups=groups)
-    assert expert_conv._tile(input, experts, window, 20 * 2**20) == expected
+    assert tiles.tile_size(input, experts, window, 20 * 2**20) == expected
 
 
 @pytest.mark.parametrize(("side", "on_kernels"), [(2, False), (40, True)])
 def test_factors_go_to_the_smaller_of_kernel_and_image(side: int, on_kernels: bool) -> None:
     experts = torch.empty(2, 8, 8, 3, 3)
-    assert expert_conv._are_kernels_smaller(torch.empty(1, 8, side, side), experts) == on_kernels
+    assert forms.are_kernels_smaller(torch.empty(1, 8, side, side), experts) == on_kernels

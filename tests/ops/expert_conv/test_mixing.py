@@ -38,7 +38,7 @@ def build(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> No
 def _case(
     samples: int, experts: int, numbers: int, dtype: torch.dtype = torch.float32
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Experts that lie apart, a mixture that is a transposed matrix, a gradient of the kernels."""
+    """Experts that lie apart, a routing that is a transposed matrix, a gradient of the kernels."""
     return (
         torch.randn(experts, numbers + 3, dtype=dtype)[:, :numbers],
         torch.randn(experts, samples, dtype=dtype).t(),
@@ -51,11 +51,11 @@ def _case(
 def test_every_instruction_set_mixes(
     build: None, size: tuple[int, int, int], dtype: torch.dtype
 ) -> None:
-    experts, mixture, _ = _case(*size, dtype)
-    kernels = mix(experts, mixture)
-    assert mixing._are_served(experts, mixture)
+    experts, routing, _ = _case(*size, dtype)
+    kernels = mix(experts, routing)
+    assert mixing._are_served(experts, routing)
     assert kernels.dtype == dtype
-    assert_close(kernels, mixture.double() @ experts.double())
+    assert_close(kernels, routing.double() @ experts.double())
 
 
 @pytest.mark.parametrize("adds", [False, True])
@@ -64,19 +64,19 @@ def test_every_instruction_set_mixes(
 def test_every_instruction_set_finds_the_gradients(
     build: None, size: tuple[int, int, int], dtype: torch.dtype, adds: bool
 ) -> None:
-    experts, mixture, grad = _case(*size, dtype)
+    experts, routing, grad = _case(*size, dtype)
     before = torch.randn(experts.shape, dtype=dtype)
     out = before.clone() if adds else torch.full_like(before, torch.nan)
-    grad_mixture = mix_gradients(grad, experts, mixture, out, adds=adds)
-    expected = mixture.t().double() @ grad.double()
+    grad_mixture = mix_gradients(grad, experts, routing, out, adds=adds)
+    expected = routing.t().double() @ grad.double()
     assert_close(out, expected + before.double() if adds else expected)
     assert_close(grad_mixture, grad.double() @ experts.t().double())
 
 
 @needs_builds
 def test_derivatives() -> None:
-    experts, mixture, _ = _case(3, 5, 37, torch.float64)
-    inputs = (experts.requires_grad_(), mixture.requires_grad_())
+    experts, routing, _ = _case(3, 5, 37, torch.float64)
+    inputs = (experts.requires_grad_(), routing.requires_grad_())
     assert type(mix(*inputs).grad_fn).__name__ == "_MixBackward"
     assert torch.autograd.gradcheck(mix, inputs)
     assert torch.autograd.gradgradcheck(mix, inputs)
@@ -84,23 +84,23 @@ def test_derivatives() -> None:
 
 @pytest.mark.parametrize("learned", [0, 1])
 def test_gradient_of_one_of_the_two(learned: int) -> None:
-    experts, mixture, grad = _case(3, 5, 37)
-    inputs = (experts, mixture)
+    experts, routing, grad = _case(3, 5, 37)
+    inputs = (experts, routing)
     inputs[learned].requires_grad_()
     (actual,) = torch.autograd.grad(mix(*inputs), inputs[learned], grad)
-    exact = (mixture.t().double() @ grad.double(), grad.double() @ experts.t().double())
+    exact = (routing.t().double() @ grad.double(), grad.double() @ experts.t().double())
     assert_close(actual, exact[learned])
 
 
 @needs_builds
 def test_results_do_not_depend_on_the_number_of_threads(threads: None) -> None:
-    experts, mixture, grad = _case(8, 8, 20_000)
+    experts, routing, grad = _case(8, 8, 20_000)
     results = []
     for count in (1, 2, 3):
         torch.set_num_threads(count)
         out = torch.empty_like(experts)
-        grad_mixture = mix_gradients(grad, experts, mixture, out, adds=False)
-        results.append((mix(experts, mixture), out, grad_mixture))
+        grad_mixture = mix_gradients(grad, experts, routing, out, adds=False)
+        results.append((mix(experts, routing), out, grad_mixture))
     assert all(result.any() for result in results[0])
     for others in results[1:]:
         assert all(torch.equal(a, b) for a, b in zip(results[0], others, strict=True))
@@ -108,15 +108,15 @@ def test_results_do_not_depend_on_the_number_of_threads(threads: None) -> None:
 
 @needs_builds
 def test_what_the_compiled_kernels_leave_to_pytorch() -> None:
-    experts, mixture, _ = _case(4, 4, 64)
-    assert mixing._are_served(experts, mixture)
-    assert mixing._are_served(nn.Parameter(experts), mixture)
-    assert not mixing._are_served(experts.bfloat16(), mixture.bfloat16())
-    assert not mixing._are_served(experts, mixture.double())
-    assert not mixing._are_served(experts.to("meta"), mixture.to("meta"))
-    assert not mixing._are_served(experts.t().contiguous().t(), mixture)
+    experts, routing, _ = _case(4, 4, 64)
+    assert mixing._are_served(experts, routing)
+    assert mixing._are_served(nn.Parameter(experts), routing)
+    assert not mixing._are_served(experts.bfloat16(), routing.bfloat16())
+    assert not mixing._are_served(experts, routing.double())
+    assert not mixing._are_served(experts.to("meta"), routing.to("meta"))
+    assert not mixing._are_served(experts.t().contiguous().t(), routing)
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        assert mix(experts, mixture).dtype == torch.bfloat16
+        assert mix(experts, routing).dtype == torch.bfloat16
 
 
 @needs_builds
@@ -141,20 +141,20 @@ def test_where_the_compiled_kernel_gains(
 
 def test_without_compiled_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(loader, "load", lambda: None)
-    experts, mixture, grad = _case(3, 5, 37)
-    assert_close(mix(experts, mixture), mixture.double() @ experts.double())
+    experts, routing, grad = _case(3, 5, 37)
+    assert_close(mix(experts, routing), routing.double() @ experts.double())
     out = torch.empty_like(experts)
     assert_close(
-        mix_gradients(grad, experts, mixture, out, adds=False),
+        mix_gradients(grad, experts, routing, out, adds=False),
         grad.double() @ experts.t().double(),
     )
-    assert_close(out, mixture.t().double() @ grad.double())
+    assert_close(out, routing.t().double() @ grad.double())
 
 
 def test_its_flops_are_counted() -> None:
-    experts, mixture, _ = _case(3, 5, 37)
+    experts, routing, _ = _case(3, 5, 37)
     with FlopCounterMode(display=False) as counter:
-        mix(experts, mixture)
+        mix(experts, routing)
     assert counter.get_total_flops() == 2 * 3 * 5 * 37
 
 
@@ -170,11 +170,11 @@ def test_fake_tensors() -> None:
 
 
 def test_transforms() -> None:
-    experts, mixture, _ = _case(3, 5, 37)
-    stacked = torch.stack([mixture, 2 * mixture])
+    experts, routing, _ = _case(3, 5, 37)
+    stacked = torch.stack([routing, 2 * routing])
     mapped = torch.func.vmap(mix, in_dims=(None, 0))(experts, stacked)
     assert_close(mapped, stacked.double() @ experts.double())
-    grad = torch.func.grad(lambda shares: mix(experts, shares).sum())(mixture)
-    assert_close(grad, experts.double().sum(1).expand_as(mixture))
-    _, tangent = torch.func.jvp(lambda shares: mix(experts, shares), (mixture,), (mixture,))
-    assert_close(tangent, mixture.double() @ experts.double())
+    grad = torch.func.grad(lambda shares: mix(experts, shares).sum())(routing)
+    assert_close(grad, experts.double().sum(1).expand_as(routing))
+    _, tangent = torch.func.jvp(lambda shares: mix(experts, shares), (routing,), (routing,))
+    assert_close(tangent, routing.double() @ experts.double())
