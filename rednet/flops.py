@@ -22,6 +22,8 @@ import torch
 from mmengine.analysis import FlopAnalyzer
 from torch import Tensor, nn
 
+from rednet.ops.flop_formulas import involution_multiply_adds
+
 MULTIPLY_ADDS = ("convolution", "involution", "matrix product")
 ELEMENTWISE = ("bias", "batch norm", "ReLU")
 
@@ -51,7 +53,7 @@ class Cost:
         return sum(self.flops.get(kind, 0) for kind in (*MULTIPLY_ADDS, *ELEMENTWISE))
 
 
-def measure(model: nn.Module, inputs: Tensor) -> dict[str, Cost]:
+def count_flops(model: nn.Module, inputs: Tensor) -> dict[str, Cost]:
     """Counts parameters and the FLOPs of ``model(inputs)`` in eval mode.
 
     Args:
@@ -95,7 +97,10 @@ def _convolution(inputs: list[Any], outputs: list[Any]) -> Counter:
 
 
 def _involution(inputs: list[Any], outputs: list[Any]) -> Counter:
-    return Counter({"involution": prod(_shape(outputs[0])) * prod(_shape(inputs[1])[2:4])})
+    weight = _shape(inputs[1])
+    return Counter(
+        {"involution": involution_multiply_adds(_shape(inputs[0]), weight[2:4], weight[4:])}
+    )
 
 
 def _linear(inputs: list[Any], outputs: list[Any]) -> Counter:

@@ -3,10 +3,12 @@ from __future__ import annotations
 import pytest
 import torch
 from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
 
-from rednet.flops import measure
+from rednet.flops import count_flops
 from rednet.layers import Involution2d
 from rednet.models import RedNet
+from rednet.ops import involution2d
 
 # depth: millions of parameters, GFLOPs as published. Both fit a 7 x 7 stem.
 PUBLISHED = {
@@ -31,7 +33,7 @@ class Classifier(nn.Module):
 @pytest.mark.parametrize("depth", PUBLISHED)
 def test_the_published_table(depth: int) -> None:
     parameters, gflops = PUBLISHED[depth]
-    costs = measure(Classifier(depth), torch.zeros(1, 3, 32, 32))
+    costs = count_flops(Classifier(depth), torch.zeros(1, 3, 32, 32))
     assert costs[""].parameters == costs[""].trainable
     assert round(costs[""].parameters / 1e6, 2) == parameters
     # 32 and 224 pixels are halved five times without a remainder: every map has 7 x 7 times as
@@ -42,7 +44,9 @@ def test_the_published_table(depth: int) -> None:
 
 def test_a_larger_image_costs_in_proportion() -> None:
     small, large = (
-        measure(RedNet(26, stem_channels=32, base_channels=16), torch.zeros(1, 3, side, side))[""]
+        count_flops(RedNet(26, stem_channels=32, base_channels=16), torch.zeros(1, 3, side, side))[
+            ""
+        ]
         for side in (32, 224)
     )
     assert large.published == 7 * 7 * small.published
@@ -60,7 +64,7 @@ def test_what_each_operator_costs() -> None:
         nn.Flatten(),
         nn.Linear(32, 7),
     )
-    cost = measure(model, torch.zeros(2, 4, 8, 8))[""]
+    cost = count_flops(model, torch.zeros(2, 4, 8, 8))[""]
     assert cost.flops == {
         "convolution": 2 * 6 * 4 * 4 * (2 * 3 * 5) + 2 * 6 * 4 * 4 * (2 * 2 * 2),
         "bias": 2 * 6 * 4 * 4 + 2 * 7,
@@ -74,14 +78,14 @@ def test_what_each_operator_costs() -> None:
 
 def test_the_involution_is_counted() -> None:
     layer = Involution2d(32, 32, (3, 5), padding=(1, 2), stride=2, group_channels=8, bias=False)
-    cost = measure(layer, torch.zeros(3, 32, 9, 7))[""]
+    cost = count_flops(layer, torch.zeros(3, 32, 9, 7))[""]
     assert cost.flops["involution"] == 3 * 32 * 5 * 4 * (3 * 5)
 
 
 def test_every_module_has_its_share() -> None:
     model = nn.Sequential(nn.Conv2d(1, 1, 1, bias=False), nn.Sequential(nn.Conv2d(1, 2, 1)))
     model[0].requires_grad_(False)
-    costs = measure(model, torch.zeros(1, 1, 3, 3))
+    costs = count_flops(model, torch.zeros(1, 1, 3, 3))
     assert list(costs) == ["", "0", "1", "1.0"]
     assert [each.macs for each in costs.values()] == [27, 9, 18, 18]
     assert [(each.parameters, each.trainable) for each in costs.values()] == [
@@ -94,4 +98,15 @@ def test_every_module_has_its_share() -> None:
 
 def test_a_module_that_is_called_twice_counts_twice() -> None:
     layer = nn.Conv2d(1, 1, 1, bias=False)
-    assert measure(nn.Sequential(layer, layer), torch.zeros(1, 1, 2, 2))[""].macs == 8
+    assert count_flops(nn.Sequential(layer, layer), torch.zeros(1, 1, 2, 2))[""].macs == 8
+
+
+def test_pytorchs_counter_knows_the_operator_and_its_gradients() -> None:
+    input = torch.randn(2, 32, 9, 11, requires_grad=True)
+    weight = torch.randn(2, 2, 3, 5, 5, 6, requires_grad=True)
+    with FlopCounterMode(display=False) as counter:
+        output = involution2d(input, weight, stride=2, padding=(1, 2))
+        forward = counter.get_total_flops()
+        output.sum().backward()
+    assert forward == 2 * output.numel() * 15
+    assert counter.get_total_flops() == 3 * forward

@@ -1,26 +1,78 @@
 """The backends of the involution operator and the choice between them.
 
 A backend is three functions that fill an output tensor which the operator has allocated. The first
-registered backend that serves a tensor's device and dtype is used, unless one is forced by
-:func:`backend` or by the environment variable ``REDNET_BACKEND``.
+registered backend that supports a problem is used, unless one is forced by :func:`backend` or by
+the environment variable ``REDNET_BACKEND``.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from rednet.ops.dtypes import SUPPORTED_DTYPES
-from rednet.ops.geometry import Geometry
+from rednet.ops.geometry import Geometry, IntOrPair, Pair, pair
 
 ENVIRONMENT_VARIABLE = "REDNET_BACKEND"
 
 Kernel = Callable[[Tensor, Tensor, Tensor, Geometry], None]
+
+
+OPERATIONS = ("forward", "grad_input", "grad_weight")
+
+
+class Problem(NamedTuple):
+    """All that the choice of a backend may depend on.
+
+    Attributes:
+        operation: ``'forward'``, ``'grad_input'`` or ``'grad_weight'``.
+        device: The tensors' device.
+        dtype: Their dtype.
+        batch: Images.
+        channels: Channels of the images.
+        groups: Groups of the weight.
+        image: Height and width of the input.
+        output: Height and width of the output.
+        geometry: The window.
+    """
+
+    operation: str
+    device: torch.device
+    dtype: torch.dtype
+    batch: int
+    channels: int
+    groups: int
+    image: Pair
+    output: Pair
+    geometry: Geometry
+
+    @classmethod
+    def read(
+        cls, operation: str, first: Tensor, second: Tensor, result: Tensor, geometry: Geometry
+    ) -> Problem:
+        """The problem of an operation on these tensors, in the order of a backend's arguments."""
+        image, weight = {
+            "forward": (first, second),
+            "grad_input": (result, second),
+            "grad_weight": (second, result),
+        }[operation]
+        return cls(
+            operation,
+            image.device,
+            image.dtype,
+            image.shape[0],
+            image.shape[1],
+            weight.shape[1],
+            (image.shape[2], image.shape[3]),
+            (weight.shape[4], weight.shape[5]),
+            geometry,
+        )
 
 
 @dataclass(frozen=True)
@@ -32,15 +84,15 @@ class Backend:
         forward: ``forward(input, weight, output, geometry)`` fills output.
         grad_input: ``grad_input(grad_output, weight, grad_input, geometry)`` fills grad_input.
         grad_weight: ``grad_weight(grad_output, input, grad_weight, geometry)`` fills grad_weight.
-        why_not: ``why_not(device, dtype)`` is None where the backend serves tensors of that kind,
-            else the reason why it does not. It is asked about the operator's dtypes alone.
+        unsupported_reason: ``unsupported_reason(problem)`` is None if the backend supports the
+            problem, else the reason why it does not. It is asked about the operator's dtypes only.
     """
 
     name: str
     forward: Kernel
     grad_input: Kernel
     grad_weight: Kernel
-    why_not: Callable[[torch.device, torch.dtype], str | None]
+    unsupported_reason: Callable[[Problem], str | None]
 
 
 _BACKENDS: dict[str, Backend] = {}
@@ -57,21 +109,66 @@ def register_backend(candidate: Backend) -> None:
 
 
 def explain_backends(
-    device: str | torch.device = "cpu", dtype: torch.dtype = torch.float32
+    device: str | torch.device = "cpu",
+    dtype: torch.dtype = torch.float32,
+    input_shape: Sequence[int] = (1, 16, 14, 14),
+    groups: int = 1,
+    kernel_size: IntOrPair = 7,
+    stride: IntOrPair = 1,
+    padding: IntOrPair = 3,
+    dilation: IntOrPair = 1,
 ) -> dict[str, str | None]:
-    """Says of every backend why it cannot serve such tensors; None means that it can.
+    """Says for every backend why it does not support a problem; None means that it does.
 
-    The backends come in the order of preference.
+    Args:
+        device: The tensors' device.
+        dtype: Their dtype.
+        input_shape: (N, C, H, W) of the input.
+        groups: Groups of channels that share a kernel.
+        kernel_size: As the operator's other arguments: an int or a pair.
+        stride: See above.
+        padding: See above.
+        dilation: See above.
 
-    Examples:
+    Returns:
+        Reasons by name, in the order of preference. A reason that holds for a gradient only begins
+        with the gradient's name.
+
+    Example:
         >>> import torch
         >>> from rednet.ops import explain_backends
         >>> explain_backends("cpu", torch.float32)["reference"] is None
         True
     """
     if dtype not in SUPPORTED_DTYPES:
-        return dict.fromkeys(_BACKENDS, f"involution serves {SUPPORTED_DTYPES} only")
-    return {name: each.why_not(torch.device(device), dtype) for name, each in _BACKENDS.items()}
+        return dict.fromkeys(_BACKENDS, f"involution supports {SUPPORTED_DTYPES} only")
+    geometry = Geometry(
+        pair("kernel_size", kernel_size, minimum=1),
+        pair("stride", stride, minimum=1),
+        pair("padding", padding, minimum=0),
+        pair("dilation", dilation, minimum=1),
+    )
+    batch, channels, height, width = input_shape
+    problem = Problem(
+        operation="forward",
+        device=torch.device(device),
+        dtype=dtype,
+        batch=batch,
+        channels=channels,
+        groups=groups,
+        image=(height, width),
+        output=geometry.output_size(height, width),
+        geometry=geometry,
+    )
+    return {name: _reason(candidate, problem) for name, candidate in _BACKENDS.items()}
+
+
+def _reason(candidate: Backend, problem: Problem) -> str | None:
+    for operation in OPERATIONS:
+        reason = candidate.unsupported_reason(problem._replace(operation=operation))
+        if reason is not None:
+            return reason if operation == "forward" else f"{operation}: {reason}"
+    return None
 
 
 @contextmanager
@@ -92,17 +189,17 @@ def backend(name: str) -> Iterator[None]:
         _forced = previous
 
 
-def select_backend(device: torch.device, dtype: torch.dtype) -> Backend:
-    """The backend that computes involution for tensors of this device and dtype.
+def select_backend(problem: Problem) -> Backend:
+    """The backend that computes a problem.
 
     Raises:
         ValueError: If ``REDNET_BACKEND`` names no backend.
-        RuntimeError: If the forced backend cannot serve such tensors.
+        RuntimeError: If the forced backend does not support the problem.
     """
     forced = _forced or os.environ.get(ENVIRONMENT_VARIABLE)
     if forced:
-        return _eligible(_named(forced, ENVIRONMENT_VARIABLE), device, dtype)
-    return next(each for each in _BACKENDS.values() if each.why_not(device, dtype) is None)
+        return _eligible(_named(forced, ENVIRONMENT_VARIABLE), problem)
+    return next(each for each in _BACKENDS.values() if each.unsupported_reason(problem) is None)
 
 
 def _named(name: str, argument: str) -> Backend:
@@ -111,10 +208,11 @@ def _named(name: str, argument: str) -> Backend:
     return _BACKENDS[name]
 
 
-def _eligible(candidate: Backend, device: torch.device, dtype: torch.dtype) -> Backend:
-    reason = candidate.why_not(device, dtype)
+def _eligible(candidate: Backend, problem: Problem) -> Backend:
+    reason = candidate.unsupported_reason(problem)
     if reason is not None:
         raise RuntimeError(
-            f"the forced backend {candidate.name!r} cannot serve {dtype} on {device}: {reason}"
+            f"the forced backend {candidate.name!r} does not support {problem.dtype} on "
+            f"{problem.device}: {reason}"
         )
     return candidate

@@ -10,7 +10,7 @@ from rednet.ops import decomposition
 from rednet.ops.autocast import autocast_dtype
 from rednet.ops.checks import check_dtypes, check_output_size, check_tensors
 from rednet.ops.geometry import Geometry, IntOrPair, pair
-from rednet.ops.tracing import takes_plain_operators_alone
+from rednet.ops.tracing import needs_decomposition
 
 
 def involution2d(
@@ -64,7 +64,7 @@ def involution2d(
     check_output_size(input, weight, geometry)
     input, weight = _autocast(input, weight)
     check_dtypes(input, weight)
-    if takes_plain_operators_alone():
+    if needs_decomposition():
         return decomposition.involution2d(input, weight, geometry)
     return torch.ops.rednet.involution2d(
         input, weight, geometry.stride, geometry.padding, geometry.dilation

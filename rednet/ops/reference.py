@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from rednet.ops.backends import Backend
+from rednet.ops.backends import Backend, Problem
 from rednet.ops.dtypes import accumulation_dtype
 from rednet.ops.geometry import Geometry
 
@@ -67,8 +66,8 @@ def _flat_weight(weight: Tensor) -> Tensor:
     return weight.to(accumulation_dtype(weight.dtype)).flatten(4).flatten(2, 3).unsqueeze(2)
 
 
-def _why_not(device: torch.device, dtype: torch.dtype) -> None:
+def _unsupported_reason(problem: Problem) -> None:
     return None
 
 
-BACKEND = Backend("reference", forward, grad_input, grad_weight, _why_not)
+BACKEND = Backend("reference", forward, grad_input, grad_weight, _unsupported_reason)

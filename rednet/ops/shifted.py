@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from rednet.ops.backends import Backend
+from rednet.ops.backends import Backend, Problem
 from rednet.ops.dtypes import accumulation_dtype
 from rednet.ops.geometry import Geometry, Pair
 
@@ -97,8 +97,8 @@ def _store(total: Tensor, output: Tensor) -> None:
         output.copy_(total)
 
 
-def _why_not(device: torch.device, dtype: torch.dtype) -> None:
+def _unsupported_reason(problem: Problem) -> None:
     return None
 
 
-BACKEND = Backend("shifted", forward, grad_input, grad_weight, _why_not)
+BACKEND = Backend("shifted", forward, grad_input, grad_weight, _unsupported_reason)

@@ -16,11 +16,11 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd import forward_ad
 
-from rednet.ops.backends import select_backend
+from rednet.ops.backends import Problem, select_backend
 from rednet.ops.checks import check_dtypes, check_output_size, check_tensors
 from rednet.ops.geometry import Geometry, Pair
+from rednet.ops.tracing import below_autograd, is_forward_mode, opaque
 
 _NAMESPACE = "rednet"
 _WINDOW = "SymInt[] stride, SymInt[] padding, SymInt[] dilation"
@@ -35,7 +35,7 @@ def _channels_last(image: Tensor) -> bool:
 
 
 def _allocate(like: Tensor, channels: int, size: Pair) -> Tensor:
-    if forward_ad._current_level >= 0:
+    if is_forward_mode():
         # PyTorch would take the output for a constant, in a recorded graph too.
         raise NotImplementedError(
             "torch.ops.rednet has no forward-mode derivative; rednet.ops.involution2d has one, "
@@ -110,11 +110,11 @@ def _check_gradient(grad: Tensor, image: Tensor, weight: Tensor) -> None:
 
 
 def _run(kernel: str, first: Tensor, second: Tensor, output: Tensor, geometry: Geometry) -> Tensor:
-    """Fills the output by the chosen backend; sums over nothing are zero and need none."""
+    """Runs the selected backend. Empty problems are zero-filled without one."""
     if 0 in (first.numel(), second.numel(), output.numel()):
         return output.zero_()
-    backend = select_backend(first.device, first.dtype)
-    getattr(backend, kernel)(first, second, output, geometry)
+    problem = Problem.read(kernel, first, second, output, geometry)
+    getattr(select_backend(problem), kernel)(first, second, output, geometry)
     return output
 
 
@@ -211,9 +211,8 @@ def _register(
 ) -> None:
     qualified = f"{_NAMESPACE}::{name}"
     _library.define(f"{name}({signature}, {_WINDOW}) -> Tensor")
-    # Where a compiled function has fallen back to eager, dynamo looks into every call in Python.
-    opaque_kernel = torch.compiler.disable(kernel)
-    _library.impl(name, opaque_kernel, "CompositeExplicitAutograd")
+    # Where a compiled function has fallen back to eager, the compiler looks into every Python call.
+    _library.impl(name, opaque(kernel), "CompositeExplicitAutograd")
     _library.impl(name, allocate, "Meta")
     if hasattr(torch.library, "register_autograd"):  # torch >= 2.4
         torch.library.register_autograd(qualified, backward, setup_context=_save, lib=_library)
@@ -225,7 +224,7 @@ def _register(
 
 def _autograd_function(name: str, backward: Callable[..., Any]) -> Callable[..., Tensor]:
     def forward(*inputs: Any) -> Tensor:
-        with torch._C._AutoDispatchBelowAutograd():
+        with below_autograd():
             return getattr(torch.ops.rednet, name)(*inputs)
 
     members: dict[str, Any] = {

@@ -1,21 +1,55 @@
-"""Which tracer, if any, is recording the code that runs, whichever version of PyTorch it is."""
+"""Which tracer or transformation is active, whichever version of PyTorch it is.
+
+This is the only file that names private parts of PyTorch, because the public API does not answer
+these questions: operators registered by ``torch.library`` have no rule for ``torch.func``'s
+derivatives or forward mode, and an ``autograd.Function`` with ``vmap`` and ``jvp`` is opaque to
+``torch.compile`` and ``torch.export``. Each name is looked up at import. If PyTorch
+has renamed one, the answer keeps results right, and compiled kernels may go unused.
+"""
 
 from __future__ import annotations
 
+import importlib
+import inspect
+from collections.abc import Callable
+from contextlib import AbstractContextManager, suppress
+from functools import cache
+from typing import Any
+
 import torch
-from torch import Tensor, _utils
+from torch import Tensor
 from torch.autograd import forward_ad
 
+
+def _private(path: str) -> Any:
+    """What a dotted name in torch refers to, or None if this version has no such name."""
+    found: Any = torch
+    for name in path.split("."):
+        found = getattr(found, name, None)
+    return found
+
+
 # torch.compiler.is_compiling came with torch 2.2, torch.compiler.is_exporting with torch 2.7.
-_is_compiling = getattr(torch.compiler, "is_compiling", None) or _utils.is_compiling
+_is_compiling = getattr(torch.compiler, "is_compiling", None) or _private("_utils.is_compiling")
 _is_exporting = getattr(torch.compiler, "is_exporting", None)
+_are_transforms_active = _private("_C._are_functorch_transforms_active")
 # Not in torch 2.1.
-_transforms = getattr(torch._C._functorch, "get_interpreter_stack", None)
-_DERIVATIVES = (torch._C._functorch.TransformType.Grad, torch._C._functorch.TransformType.Jvp)
+_transforms = _private("_C._functorch.get_interpreter_stack")
+_DERIVATIVES = (
+    _private("_C._functorch.TransformType.Grad"),
+    _private("_C._functorch.TransformType.Jvp"),
+)
+_dispatch_modes = _private("_C._len_torch_dispatch_stack")
+_dispatch_keys = _private("_C._dispatch_keys")
+# Not in torch 2.1.
+_set_strategy = _private("_C._dynamo.eval_frame.set_code_exec_strategy")
+_Strategy = _private("_C._dynamo.eval_frame._FrameExecStrategy")
+_Action = _private("_C._dynamo.eval_frame._FrameAction")
+_AutoDispatchBelowAutograd = _private("_C._AutoDispatchBelowAutograd")
 
 
 def is_compiling() -> bool:
-    """Whether torch.compile or torch.export records."""
+    """Whether torch.compile or torch.export is recording."""
     return _is_compiling()
 
 
@@ -28,36 +62,97 @@ def is_exporting() -> bool:
     return torch.jit.is_tracing() or (_is_exporting is not None and _is_exporting())
 
 
+def is_forward_mode() -> bool | None:
+    """Whether forward-mode differentiation is active; None if this PyTorch does not tell."""
+    level = getattr(forward_ad, "_current_level", None)
+    return None if level is None else level >= 0
+
+
 def is_transformed() -> bool:
-    """Whether torch.func (grad, vmap ...) or forward-mode differentiation transforms what runs."""
-    return forward_ad._current_level >= 0 or torch._C._are_functorch_transforms_active()
+    """Whether torch.func (grad, vmap ...) or forward-mode differentiation may be active."""
+    if is_forward_mode() is not False or _are_transforms_active is None:
+        return True
+    return _are_transforms_active()
 
 
 def is_dispatched() -> bool:
-    """Whether Python looks at every operator that runs: to count FLOPs, for fake tensors ..."""
-    return torch._C._len_torch_dispatch_stack() > 0
+    """Whether Python may see every operator that runs: to count FLOPs, for fake tensors ..."""
+    return _dispatch_modes is None or _dispatch_modes() > 0
 
 
 def is_batched(tensor: Tensor) -> bool:
-    """Whether it is many gradients at once: ``torch.autograd.grad(..., is_grads_batched=True)``."""
+    """Whether it may be many gradients at once, from ``autograd.grad(is_grads_batched=True)``."""
+    return not _shows_batches() or _is_batched(tensor)
+
+
+def _is_batched(tensor: Tensor) -> bool:
     # The key itself has no name in Python.
-    return "Batched" in repr(torch._C._dispatch_keys(tensor))
+    return _dispatch_keys is not None and "Batched" in repr(_dispatch_keys(tensor))
 
 
-def takes_plain_operators_alone() -> bool:
-    """Whether what runs now can make nothing of an operator of our own, or only something wrong.
+@cache
+def _shows_batches() -> bool:
+    """Whether :func:`_is_batched` knows a batch when it sees one: asked of a real one, once."""
+    answers = []
 
-    True for torch.onnx.export; for the derivatives of torch.func (grad, vjp, jvp and what is made
-    of them), which refuse the autograd of operators like ours; and for forward-mode
-    differentiation, which would silently take their output for a constant.
+    class Probe(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx: Any, input: Tensor) -> Tensor:
+            return input.clone()
+
+        @staticmethod
+        def backward(ctx: Any, grad: Tensor) -> Tensor:
+            answers.append(_is_batched(grad))
+            return grad
+
+    with torch.enable_grad():
+        input = torch.zeros(1, requires_grad=True)
+        output = Probe.apply(input)
+        torch.autograd.grad(output, input, torch.zeros(2, 1), is_grads_batched=True)
+    return all(answers)
+
+
+def needs_decomposition() -> bool:
+    """Whether the current context cannot use a custom operator.
+
+    True for torch.onnx.export; for torch.func's derivatives (grad, vjp, jvp and what is built on
+    them), which refuse the autograd formulas of custom operators; and for forward-mode
+    differentiation, which would silently treat their output as a constant.
     """
     if is_exporting():
         return torch.onnx.is_in_onnx_export()
-    return not is_compiling() and (forward_ad._current_level >= 0 or _is_differentiated())
+    return not is_compiling() and (is_forward_mode() is not False or _is_differentiated())
 
 
 def _is_differentiated() -> bool:
-    if not torch._C._are_functorch_transforms_active():
+    if _are_transforms_active is not None and not _are_transforms_active():
         return False
-    # Where it cannot be told, every transform counts.
-    return _transforms is None or any(each.key() in _DERIVATIVES for each in _transforms())
+    # If they cannot be told apart, every transformation counts.
+    if _transforms is None or None in _DERIVATIVES:
+        return True
+    return any(each.key() in _DERIVATIVES for each in _transforms())
+
+
+def below_autograd() -> AbstractContextManager[Any]:
+    """Calls inside skip autograd: for an operator's own autograd kernel, before torch 2.4."""
+    return _AutoDispatchBelowAutograd()
+
+
+def opaque(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Keeps torch.compile from looking into the Python code of a function and of what it calls.
+
+    ``torch.compiler.disable`` does that too, but imports the compiler, which takes half a second.
+    """
+    if _set_strategy is None or _Action is None or _Strategy is None:
+        return torch.compiler.disable(function)
+    _set_strategy(inspect.unwrap(function).__code__, _Strategy(_Action.SKIP, _Action.SKIP))
+    return function
+
+
+def allow_repeated_backward() -> None:
+    """Lets the backward pass of compiled code run more than once, for benchmarks."""
+    # Donated buffers came with torch 2.6; the module is not loaded by torch itself.
+    with suppress(ImportError):
+        config: Any = importlib.import_module("torch._functorch.config")
+        if hasattr(config, "donated_buffer"):
+            config.donated_buffer = False

@@ -16,7 +16,7 @@ from torch import nn
 
 from rednet.cli.config import read_config
 from rednet.cli.model import build_model
-from rednet.flops import Cost, measure
+from rednet.flops import Cost, count_flops
 
 pytest.importorskip("mmpretrain")
 
@@ -59,7 +59,7 @@ def entry(name: str) -> dict[str, Any]:
 @functools.lru_cache
 def counted(name: str) -> Cost:
     path = ROOT / entry(name)["Config"]
-    return measure(build_model(read_config(str(path))[0]), torch.zeros(1, 3, 224, 224))[""]
+    return count_flops(build_model(read_config(str(path))[0]), torch.zeros(1, 3, 224, 224))[""]
 
 
 @pytest.mark.parametrize("folder", FOLDERS, ids=lambda folder: folder.name)
@@ -158,7 +158,7 @@ def test_a_detector_has_the_flops_of_its_metafile() -> None:
     meta = dict(img_shape=size, ori_shape=size, pad_shape=size, batch_input_shape=size)
     sample = BaseDataElement(metainfo=dict(meta, scale_factor=(1.0, 1.0)))
     model.forward = functools.partial(model.forward, data_samples=[sample])
-    flops = measure(model, torch.zeros(1, 3, *size))[""].published
+    flops = count_flops(model, torch.zeros(1, 3, *size))[""].published
     assert flops == pytest.approx(entry(COUNTED_DETECTOR)["Metadata"]["FLOPs"], abs=5e5)
 
 

@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from rednet.layers import SAConv2d, conv_aws
+from tests.tolerances import FLOAT16
 
 needs_operators = pytest.mark.skipif(
     importlib.util.find_spec("torchvision") is None, reason="mmcv's operators need torchvision"
@@ -156,7 +157,7 @@ def test_a_published_bias_that_no_output_uses_is_dropped() -> None:
 
 
 @needs_operators
-@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("dtype", [FLOAT16, torch.bfloat16])
 @pytest.mark.parametrize("autocast", [False, True])
 def test_deformable_in_16_bits(dtype: torch.dtype, autocast: bool) -> None:
     layer = _random(SAConv2d(4, 6, 3, stride=2, padding=1, use_deform=True))

@@ -1,20 +1,27 @@
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 
 from rednet import ops
 from rednet.ops import backends
-from rednet.ops.backends import Backend, select_backend
+from rednet.ops.backends import Backend, Problem, select_backend
+from rednet.ops.geometry import Geometry
 
-CPU = torch.device("cpu")
+SMALL = Geometry((1, 1), (1, 1), (0, 0), (1, 1))
+
+
+def _problem(dtype: torch.dtype) -> Problem:
+    return Problem("forward", torch.device("cpu"), dtype, 1, 2, 1, (3, 3), (3, 3), SMALL)
 
 
 def _fill_with(value: float) -> Backend:
     def kernel(first, second, output, geometry) -> None:
         output.fill_(value)
 
-    return Backend("constant", kernel, kernel, kernel, lambda device, dtype: None)
+    return Backend("constant", kernel, kernel, kernel, lambda problem: None)
 
 
 @pytest.fixture
@@ -28,10 +35,10 @@ def picky_backend(monkeypatch: pytest.MonkeyPatch) -> None:
     def kernel(*_: object) -> None:
         raise AssertionError("must not run")
 
-    def why_not(device: torch.device, dtype: torch.dtype) -> str | None:
-        return None if dtype == torch.float64 else "it is float64 alone"
+    def unsupported_reason(problem: Problem) -> str | None:
+        return None if problem.dtype == torch.float64 else "it is float64 only"
 
-    picky = Backend("picky", kernel, kernel, kernel, why_not)
+    picky = Backend("picky", kernel, kernel, kernel, unsupported_reason)
     monkeypatch.setattr(backends, "_BACKENDS", {"picky": picky, **backends._BACKENDS})
 
 
@@ -40,12 +47,12 @@ def _ones() -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def test_the_first_eligible_backend_is_chosen(picky_backend: None) -> None:
-    assert select_backend(CPU, torch.float64).name == "picky"
-    assert select_backend(CPU, torch.float32).name != "picky"
+    assert select_backend(_problem(torch.float64)).name == "picky"
+    assert select_backend(_problem(torch.float32)).name != "picky"
 
 
 def test_the_default_is_not_the_slow_reference() -> None:
-    assert select_backend(CPU, torch.float32).name != "reference"
+    assert select_backend(_problem(torch.float32)).name != "reference"
 
 
 def test_the_context_forces_a_backend_and_ends(constant_backend: None) -> None:
@@ -88,9 +95,22 @@ def test_a_forced_backend_that_cannot_serve_says_why(picky_backend: None) -> Non
         ops.involution2d(*_ones())
 
 
+def test_a_reason_for_one_gradient_names_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    def unsupported_reason(problem: Problem) -> str | None:
+        is_wide = problem.geometry.kernel_size[1] > 9 and problem.operation == "grad_weight"
+        return "the kernel is too wide" if is_wide else None
+
+    reference = backends._BACKENDS["reference"]
+    narrow = replace(reference, name="narrow", unsupported_reason=unsupported_reason)
+    monkeypatch.setattr(backends, "_BACKENDS", {"narrow": narrow, **backends._BACKENDS})
+    assert ops.explain_backends()["narrow"] is None
+    reason = ops.explain_backends(kernel_size=(3, 11), padding=(1, 5))["narrow"]
+    assert reason == "grad_weight: the kernel is too wide"
+
+
 def test_explain_backends_gives_reasons(picky_backend: None) -> None:
     reasons = ops.explain_backends("cpu", torch.float32)
-    assert reasons["picky"] == "it is float64 alone"
+    assert reasons["picky"] == "it is float64 only"
     assert reasons["reference"] is None
 
 

@@ -17,13 +17,18 @@ from torch.utils.data import DataLoader, Dataset
 
 from rednet import ops
 from rednet.ops import involution2d
-from rednet.ops.backends import select_backend
+from rednet.ops.backends import Problem, select_backend
 from rednet.ops.cpu import loader
 from rednet.ops.geometry import Geometry
-from tests.ops.cases import BUILD_NAMES, BUILDS, GEOMETRIES, output_and_gradients
+from tests.ops.cases import (
+    BUILD_NAMES,
+    BUILDS,
+    GEOMETRIES,
+    output_and_gradients,
+    random_tensors,
+)
 from tests.tolerances import assert_close
 
-CPU = torch.device("cpu")
 
 pytestmark = pytest.mark.skipif(not BUILDS, reason="rednet was installed without a C++ compiler")
 
@@ -197,10 +202,12 @@ def test_the_checksum_is_of_sources_alone(monkeypatch: pytest.MonkeyPatch, tmp_p
 
 
 def test_another_device_has_another_backend() -> None:
-    assert ops.explain_backends("meta")["cpu"] == "it serves CPU tensors"
+    assert ops.explain_backends("meta")["cpu"] == "it supports CPU tensors only"
 
 
 def test_it_is_preferred_on_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("rednet.ops.backends._forced", None)
     monkeypatch.delenv("REDNET_BACKEND", raising=False)
-    assert select_backend(CPU, torch.float32).name == "cpu"
+    input, weight, output = (tensor.float() for tensor in random_tensors(GEOMETRIES["3 x 3"]))
+    problem = Problem.read("forward", input, weight, output, GEOMETRIES["3 x 3"])
+    assert select_backend(problem).name == "cpu"

@@ -21,7 +21,7 @@ from rednet.ops.cuda import availability
 from rednet.ops.cuda.backend import CudaInvolution
 from rednet.ops.cuda.compiler import CompilationError, compile_with_cupy, read_source
 from rednet.ops.cuda.plan import MOST_BLOCKS, SHARED_BYTES, Launch, plan
-from rednet.ops.cuda.problem import PROBLEM, THREADS, Call, Specialisation, all_specialisations
+from rednet.ops.cuda.problem import PROBLEM, THREADS, Call, Specialization, all_specializations
 from rednet.ops.geometry import Geometry
 from tests.ops.cases import Case, check_operations, random_case
 from tests.ops.cuda_host.host import COMPILER, HostCompiler
@@ -96,7 +96,7 @@ def test_random_geometries_agree(
     cuda: CudaInvolution, compiler: HostCompiler, memory_format: torch.memory_format
 ) -> None:
     for _ in range(15):
-        # Widths that are not specialised, so that one kernel serves all of them.
+        # Widths that are not specialized, so that one kernel serves all of them.
         check_operations(cuda, random_case((1, 2, 4, 6, 8)), torch.float64, memory_format)
     assert len(compiler.compiled) == len(set(compiler.compiled))
 
@@ -104,8 +104,8 @@ def test_random_geometries_agree(
 def _count_only(launches: list[Launch]) -> CudaInvolution:
     """Kernels that do nothing but record their launches."""
 
-    def compile_kernel(specialisation: object, device: torch.device) -> object:
-        compiled.append(specialisation)
+    def compile_kernel(specialization: object, device: torch.device) -> object:
+        compiled.append(specialization)
         return lambda launch, arguments, device: launches.append(launch)
 
     compiled: list[object] = []
@@ -170,7 +170,7 @@ def test_launches_keep_to_the_limits(
 
 
 @pytest.mark.parametrize("operation", OPERATIONS)
-def test_what_the_kernels_cannot_hold_is_left_to_eager_pytorch(operation: str) -> None:
+def test_what_the_kernels_cannot_hold_has_no_plan(operation: str) -> None:
     wide = Geometry((1, 3), (1, 1), (0, 2**29), (1, 2**29))
     assert plan(_call(operation, wide, (1, 4))) is None
     long = Geometry((1, 2000), (1, 1), (0, 0), (1, 1))
@@ -197,14 +197,14 @@ def test_python_and_cuda_agree_on_the_arguments() -> None:
     assert PROBLEM.itemsize == 4 * (2 * len(PROBLEM["rows"].names) + len(PROBLEM.names) - 2)
 
 
-def test_every_call_has_a_specialisation() -> None:
-    known = set(all_specialisations())
+def test_every_call_has_a_specialization() -> None:
+    known = set(all_specializations())
     for kernel in range(1, 9):
         for stride in (1, 2, 3, 4):
             for dilation in (1, 2, 3):
                 window = Geometry((kernel, kernel), (stride, stride), (8, 8), (dilation, dilation))
                 for operation in OPERATIONS:
-                    assert _call(operation, window, (32, 32)).specialisation() in known
+                    assert _call(operation, window, (32, 32)).specialization() in known
 
 
 # ---- the backend
@@ -213,7 +213,9 @@ def test_every_call_has_a_specialisation() -> None:
 @pytest.fixture
 def host_backend(cuda: CudaInvolution, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """The CUDA backend as one of the CPU's."""
-    backend = Backend("host", cuda.forward, cuda.grad_input, cuda.grad_weight, lambda *_: None)
+    backend = Backend(
+        "host", cuda.forward, cuda.grad_input, cuda.grad_weight, cuda.unsupported_reason
+    )
     monkeypatch.setattr(backends, "_BACKENDS", {**backends._BACKENDS, "host": backend})
     with ops.backend("host"):
         yield
@@ -242,21 +244,32 @@ def test_any_strides_and_any_offset(host_backend: None) -> None:
 
 
 @needs_compiler
-def test_windows_too_wide_are_computed_all_the_same(host_backend: None) -> None:
+def test_windows_too_wide_are_left_to_the_next_backend(
+    cuda: CudaInvolution, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    host = Backend("host", cuda.forward, cuda.grad_input, cuda.grad_weight, cuda.unsupported_reason)
+    monkeypatch.setattr(
+        backends, "_BACKENDS", {"host": host, "shifted": backends._BACKENDS["shifted"]}
+    )
     input, weight = torch.randn(1, 1, 1, 2001), torch.randn(1, 1, 1, 2000, 1, 2)
-    expected = involution2d(input, weight)
+    output = involution2d(input, weight)
     with ops.backend("shifted"):
-        assert torch.equal(involution2d(input, weight), expected)
+        assert torch.equal(involution2d(input, weight), output)
+    wide = dict(input_shape=input.shape, kernel_size=(1, 2000), padding=0)
+    assert "shared memory" in ops.explain_backends("cpu", **wide)["host"]
+    assert ops.explain_backends("cpu")["host"] is None
+    with ops.backend("host"), pytest.raises(RuntimeError, match="'host' does not support"):
+        involution2d(input, weight)
 
 
 # A stand-in for what only some compilers refuse.
-def _refuse(specialisation: Specialisation, device: torch.device) -> None:
+def _refuse(specialization: Specialization, device: torch.device) -> None:
     raise CompilationError("out of registers")
 
 
 def test_what_the_compiler_refuses_is_computed_all_the_same() -> None:
     backend, case = CudaInvolution(_refuse), CASES["tails of channels, dilated"]
-    with pytest.warns(RuntimeWarning, match="eager PyTorch for .*: out of registers") as warned:
+    with pytest.warns(RuntimeWarning, match="'shifted' for .*: out of registers") as warned:
         for _ in range(2):
             check_operations(backend, case, torch.float32, torch.channels_last)
     said = [str(warning.message) for warning in warned]
@@ -269,7 +282,7 @@ def test_what_the_compiler_refuses_is_computed_all_the_same() -> None:
 
 
 def test_other_devices_are_not_served() -> None:
-    assert "CUDA tensors only" in availability.why_not(torch.device("cpu"), torch.float32)
+    assert "CUDA tensors only" in availability.unsupported_reason(torch.device("cpu"))
 
 
 @pytest.fixture
@@ -277,9 +290,9 @@ def gpu_in_name(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """A PyTorch for CUDA 12 that says it has a GPU."""
     monkeypatch.setattr(torch.version, "cuda", "12.8")
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    availability._why_not_on.cache_clear()
+    availability._reason_on.cache_clear()
     yield
-    availability._why_not_on.cache_clear()
+    availability._reason_on.cache_clear()
 
 
 def _stand_in_for_cupy(monkeypatch: pytest.MonkeyPatch, folder: Path, text: str) -> None:
@@ -327,7 +340,7 @@ def test_a_gpu_without_cupy_is_said_once(
     _stand_in_for_cupy(monkeypatch, tmp_path, text)
     with pytest.warns(RuntimeWarning, match=reason) as warned:
         for _ in range(2):
-            assert re.search(reason, availability.why_not(torch.device("cuda:0"), torch.float32))
+            assert re.search(reason, availability.unsupported_reason(torch.device("cuda:0")))
     assert len(warned) == 1
 
 
@@ -345,4 +358,4 @@ def test_only_what_cannot_be_compiled_is_given_up(
     monkeypatch.setattr(torch.cuda, "device", nullcontext)
     _stand_in_for_cupy(monkeypatch, tmp_path, _cupy(failure=failure))
     with pytest.raises(error, match="^line 1$"):
-        compile_with_cupy(next(all_specialisations()), torch.device("cuda:0"))
+        compile_with_cupy(next(all_specializations()), torch.device("cuda:0"))

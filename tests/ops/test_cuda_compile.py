@@ -7,7 +7,7 @@ import os
 import pytest
 import torch
 
-from rednet.ops.cuda.problem import Specialisation, all_specialisations
+from rednet.ops.cuda.problem import Specialization, all_specializations
 from tests.ops.cuda_host.report import HAS_NVRTC, NVCC, compile_all
 
 pytestmark = pytest.mark.skipif(
@@ -17,16 +17,16 @@ ARCHITECTURES = ("sm_80", "sm_90", "sm_100")
 EVERYTHING = os.environ.get("CUDA_COMPILE", "sample") == "all"
 
 
-def _is_rednets(each: Specialisation) -> bool:
+def _is_rednets(each: Specialization) -> bool:
     """Its bottlenecks in 32 and 16 bits, and its stem."""
     dtypes = {(7, 1): (torch.float32, torch.float16), (7, 2): (torch.float32, torch.float16)}
     dtypes[3, 1] = (torch.float32,)
     return each.dtype in dtypes.get((each.kernel_width, each.stride), ())
 
 
-def _jobs() -> list[tuple[Specialisation, str]]:
+def _jobs() -> list[tuple[Specialization, str]]:
     """All of RedNet's for one architecture and a sample of the rest for each."""
-    product = [(each, name) for each in all_specialisations() for name in ARCHITECTURES]
+    product = [(each, name) for each in all_specializations() for name in ARCHITECTURES]
     if EVERYTHING:
         return product
     rednets = [job for job in product if _is_rednets(job[0]) and job[1] == "sm_90"]
@@ -38,16 +38,16 @@ def test_the_sample_has_everything_once() -> None:
     jobs = _jobs()
     assert {architecture for _, architecture in jobs} == set(ARCHITECTURES)
     for name in ("operation", "dtype", "channels_last", "kernel_width", "stride"):
-        values = {getattr(each, name) for each in all_specialisations()}
+        values = {getattr(each, name) for each in all_specializations()}
         assert {getattr(each, name) for each, _ in jobs} == values
 
 
-def test_specialisations_compile_without_spills() -> None:
+def test_specializations_compile_without_spills() -> None:
     """``CUDA_COMPILE=all`` compiles every one for every architecture."""
     reports = compile_all(_jobs())
     assert [report for report in reports if report.spilled_bytes] == []
     # Of 65,536 registers, so many let the blocks that the source asks for share a multiprocessor.
     for report in reports:
-        macros = report.specialisation.macros()
+        macros = report.specialization.macros()
         resident = int(macros["THREADS"]) * int(macros["BLOCKS_PER_MULTIPROCESSOR"])
         assert 0 < report.registers * resident <= 65536, report

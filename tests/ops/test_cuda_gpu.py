@@ -17,14 +17,14 @@ from rednet.ops import backend, explain_backends, involution2d, reference
 from rednet.ops.cuda import BACKEND
 from rednet.ops.cuda.backend import CudaInvolution
 from rednet.ops.cuda.compiler import Kernel, compile_with_cupy
-from rednet.ops.cuda.problem import Specialisation
+from rednet.ops.cuda.problem import Specialization
 from rednet.ops.geometry import Geometry
 from tests.ops.cases import Case, check_operations, random_case
 from tests.tolerances import RELATIVE_ERROR, assert_close
 
 pytestmark = [
     pytest.mark.gpu,
-    pytest.mark.filterwarnings("error:involution falls back to eager PyTorch for"),
+    pytest.mark.filterwarnings("error:involution uses the backend 'shifted' for"),
 ]
 DEVICE = torch.device("cuda", 0)
 ROOT = Path(__file__).resolve().parents[2]
@@ -261,11 +261,11 @@ def test_a_graph_of_forward_and_backward() -> None:
 
 
 def test_a_hundred_image_sizes_compile_three_kernels() -> None:
-    compiled: list[Specialisation] = []
+    compiled: list[Specialization] = []
 
-    def counting(specialisation: Specialisation, device: torch.device) -> Kernel:
-        compiled.append(specialisation)
-        return compile_with_cupy(specialisation, device)
+    def counting(specialization: Specialization, device: torch.device) -> Kernel:
+        compiled.append(specialization)
+        return compile_with_cupy(specialization, device)
 
     involution = CudaInvolution(counting)
     for _ in range(100):

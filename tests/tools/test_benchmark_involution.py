@@ -97,7 +97,7 @@ def test_groups_that_do_not_divide(capsys: pytest.CaptureFixture[str]) -> None:
 
 @pytest.mark.parametrize(
     ("name", "reason"),
-    [("nonsense", "there is no such backend"), ("cuda", "it serves CUDA tensors")],
+    [("nonsense", "there is no such backend"), ("cuda", "it supports CUDA tensors")],
 )
 def test_backends_that_do_not_serve(
     name: str, reason: str, capsys: pytest.CaptureFixture[str]

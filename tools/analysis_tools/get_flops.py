@@ -23,7 +23,7 @@ from rednet.cli.arguments import config_parser, image_size
 from rednet.cli.command import run
 from rednet.cli.config import read_config
 from rednet.cli.model import build_model
-from rednet.flops import ELEMENTWISE, MULTIPLY_ADDS, Cost, measure
+from rednet.flops import ELEMENTWISE, MULTIPLY_ADDS, Cost, count_flops
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -31,7 +31,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     args = _parse(arguments)
     config, _ = read_config(args.config, args.cfg_options)
     height, width = image_size(args.shape, config.get("default_scope"))
-    costs = measure(_build(config, height, width), torch.zeros(1, 3, height, width))
+    costs = count_flops(_build(config, height, width), torch.zeros(1, 3, height, width))
     print(f"{args.config}, input 1 x 3 x {height} x {width}\n")
     print(_summary(costs[""]))
     if args.table is not None:

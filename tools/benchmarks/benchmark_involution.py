@@ -26,7 +26,6 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
-import torch._functorch.config
 import torch.nn.functional as F
 from timing import (
     Action,
@@ -53,6 +52,7 @@ from rednet.errors import UserError
 from rednet.ops import backend, explain_backends, involution2d
 from rednet.ops.dtypes import accumulation_dtype
 from rednet.ops.geometry import Geometry
+from rednet.ops.tracing import allow_repeated_backward
 
 Operator = Callable[[Tensor, Tensor], Tensor]
 
@@ -376,9 +376,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     args = _parse(arguments)
     set_up(args)
     args.backends = backends_of(args)
-    # The compiled backward pass may be repeated, as that of the others.
-    if hasattr(torch._functorch.config, "donated_buffer"):  # torch >= 2.6
-        torch._functorch.config.donated_buffer = False
+    allow_repeated_backward()
     peers = dict(load_peer(address, "involution") for address in args.peer)
     machine, clock = describe_machine(args.device), Clock(args.device)
     rates = measure_rates(clock, args.device, accumulation_dtype(DTYPES[args.dtype]))

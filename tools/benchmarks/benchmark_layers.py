@@ -37,6 +37,7 @@ from rednet.cli.arguments import positive
 from rednet.cli.command import run
 from rednet.errors import UserError
 from rednet.layers.base import registered_layers
+from rednet.ops import flop_formulas  # noqa: F401  (registers them with FlopCounterMode)
 
 CONVOLUTION = "nn.Conv2d"
 MODES = ["forward", "train"]
@@ -173,34 +174,9 @@ def turn(module: nn.Module, image: Tensor, mode: str) -> Callable[[], None]:
 
 def multiply_adds(action: Callable[[], None]) -> int:
     """Floating-point operations of the convolutions and products that an action runs."""
-    with FlopCounterMode(display=False, custom_mapping=involution_operations()) as counter:
+    with FlopCounterMode(display=False) as counter:
         action()
     return counter.get_total_flops()
-
-
-def involution_operations() -> dict[Any, Callable[..., int]]:
-    """How many operations the involution operator and its gradients take, for the counter."""
-
-    def by_kernels(input: Sequence[int], weight: Sequence[int], *_: Any, **__: Any) -> int:
-        taps, pixels = weight[2] * weight[3], weight[4] * weight[5]
-        return 2 * weight[0] * input[1] * taps * pixels
-
-    def by_gradient(
-        grad: Sequence[int],
-        input: Sequence[int],
-        groups: int,
-        kernel: Sequence[int],
-        *_: Any,
-        **__: Any,
-    ) -> int:
-        return 2 * kernel[0] * kernel[1] * torch.Size(grad).numel()
-
-    operators = torch.ops.rednet
-    return {
-        operators.involution2d: by_kernels,
-        operators.involution2d_grad_input: by_kernels,
-        operators.involution2d_grad_weight: by_gradient,
-    }
 
 
 def measure(

@@ -40,7 +40,7 @@ from rednet.datasets import Digits
 from rednet.datasets.digits import SPLITS
 from rednet.engine.temperature_hook import layers_with_temperature
 from rednet.errors import ArgumentError, UserError
-from rednet.flops import measure
+from rednet.flops import count_flops
 from rednet.layers.base import registered_layers
 
 CONVOLUTION = "nn.Conv2d"
@@ -204,7 +204,7 @@ def _compare(name: str, data: Data, args: argparse.Namespace) -> dict[str, Any]:
         losses.append(_train(model, train, args.steps, generator, cooling_steps))
         accuracies.append(_accuracy(model, *test))
         print(f"{name} seed {seed}: {accuracies[-1]:.2f} %", flush=True)
-    cost = measure(build(name), data[0][:1])[""]
+    cost = count_flops(build(name), data[0][:1])[""]
     return dict(
         layer=name,
         keywords=KEYWORDS.get(name, {}),

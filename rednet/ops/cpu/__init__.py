@@ -5,10 +5,9 @@ docs/cpu_kernel.md explains the design.
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
-from rednet.ops.backends import Backend
+from rednet.ops.backends import Backend, Problem
 from rednet.ops.cpu import loader
 from rednet.ops.geometry import Geometry
 
@@ -34,12 +33,12 @@ def _call(name: str, image: Tensor, weight: Tensor, pixels: Tensor, geometry: Ge
     loader.call(name, image.dtype, loader.Problem.describe(image, weight, pixels, geometry))
 
 
-def _why_not(device: torch.device, dtype: torch.dtype) -> str | None:
-    if device.type != "cpu":
-        return "it serves CPU tensors"
+def _unsupported_reason(problem: Problem) -> str | None:
+    if problem.device.type != "cpu":
+        return "it supports CPU tensors only"
     if loader.load() is None:
         return "its kernels were not built"
     return None
 
 
-BACKEND = Backend("cpu", forward, grad_input, grad_weight, _why_not)
+BACKEND = Backend("cpu", forward, grad_input, grad_weight, _unsupported_reason)

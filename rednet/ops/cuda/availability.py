@@ -8,36 +8,38 @@ from functools import cache
 import torch
 
 from rednet.ops.cuda.compiler import compile_with_cupy
-from rednet.ops.cuda.problem import Specialisation
+from rednet.ops.cuda.problem import Specialization
 
 # The quickest to compile.
-_TRIAL = Specialisation("forward", torch.float32, channels_last=False, kernel_width=0, stride=0)
+_TRIAL = Specialization("forward", torch.float32, channels_last=False, kernel_width=0, stride=0)
 
 
-def why_not(device: torch.device, dtype: torch.dtype) -> str | None:
-    """None where the kernels serve tensors of this device and dtype, else the reason why not.
+def unsupported_reason(device: torch.device) -> str | None:
+    """None if the kernels can run on this device, else the reason why they cannot.
 
     Where there is a GPU but no way to compile for it, a warning says so once.
     """
     if device.type != "cuda":
-        return "it serves CUDA tensors only"
-    return _why_not_on(device.index)
+        return "it supports CUDA tensors only"
+    return _reason_on(device.index)
 
 
 @cache
-def _why_not_on(index: int | None) -> str | None:
+def _reason_on(index: int | None) -> str | None:
     if torch.version.cuda is None:
         return "this PyTorch is built without CUDA"
     if not torch.cuda.is_available():
         return "PyTorch finds no CUDA device"
-    reason = _why_no_cupy(int(torch.version.cuda.split(".")[0])) or _why_no_compilation(index)
+    reason = _reason_without_cupy(
+        int(torch.version.cuda.split(".")[0])
+    ) or _reason_without_compilation(index)
     if reason is not None:
-        text = f"involution falls back to eager PyTorch on CUDA: {reason}"
+        text = f"involution does not use its CUDA kernels: {reason}"
         warnings.warn(text, RuntimeWarning, stacklevel=3)
     return reason
 
 
-def _why_no_cupy(major: int) -> str | None:
+def _reason_without_cupy(major: int) -> str | None:
     remedy = f"pip install 'rednet[cuda{major}]' installs cupy-cuda{major}x"
     try:
         import cupy
@@ -50,7 +52,7 @@ def _why_no_cupy(major: int) -> str | None:
     return None
 
 
-def _why_no_compilation(index: int | None) -> str | None:
+def _reason_without_compilation(index: int | None) -> str | None:
     device = torch.device("cuda", torch.cuda.current_device() if index is None else index)
     try:
         compile_with_cupy(_TRIAL, device)

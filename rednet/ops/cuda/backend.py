@@ -10,28 +10,43 @@ import torch
 from torch import Tensor
 
 from rednet.ops import shifted
-from rednet.ops.backends import Backend
-from rednet.ops.cuda.availability import why_not
+from rednet.ops.backends import Backend, Problem
+from rednet.ops.cuda import availability
 from rednet.ops.cuda.compiler import CompilationError, Compiler, Kernel, compile_with_cupy
 from rednet.ops.cuda.plan import WIDEST_ACCESS, plan
-from rednet.ops.cuda.problem import Call, Specialisation
+from rednet.ops.cuda.problem import Call, Specialization
 from rednet.ops.geometry import Geometry
+
+_TOO_LARGE = "a row of windows exceeds shared memory, or a coordinate exceeds 30 bits"
+
+
+def _unknown() -> None:
+    """Stands for a kernel that has not been compiled yet."""
 
 
 class CudaInvolution:
     """Involution and its gradients by the CUDA kernels.
 
-    A tensor that is neither contiguous nor channels_last is copied. What the kernels cannot hold
-    (a row of windows wider than shared memory, coordinates of more than 30 bits) is left to the
-    shifted backend; so is, with a warning, what the compiler refuses.
+    A tensor that is neither contiguous nor channels_last is copied. If the compiler refuses a
+    kernel, the ``shifted`` backend computes instead, and a warning says so.
 
     Args:
-        compile_kernel: Makes a kernel of a specialisation. The tests put the CPU in its place.
+        compile_kernel: Makes a kernel of a specialization. The tests put the CPU in its place.
     """
 
     def __init__(self, compile_kernel: Compiler = compile_with_cupy) -> None:
         self._compile = compile_kernel
-        self._kernels: dict[Specialisation, Kernel | None] = {}
+        self._kernels: dict[Specialization, Kernel | None] = {}
+
+    def unsupported_reason(self, problem: Problem) -> str | None:
+        """None if the kernels can hold the problem and compile, in both memory formats."""
+        for channels_last in (False, True):
+            launch = plan(_call(problem, channels_last, alignment=problem.dtype.itemsize))
+            if launch is None:
+                return _TOO_LARGE
+            if self._kernels.get(launch.specialization, _unknown) is None:
+                return "the compiler refused its kernel"
+        return None
 
     def forward(self, input: Tensor, weight: Tensor, output: Tensor, geometry: Geometry) -> None:
         """Fills output, (N, C, Ho, Wo)."""
@@ -53,46 +68,44 @@ class CudaInvolution:
         self, operation: str, first: Tensor, second: Tensor, result: Tensor, geometry: Geometry
     ) -> None:
         planes, channels_last = _in_one_format(first, second, result)
-        input, weight = _input_and_weight(operation, first, second, result)
-        call = Call(
-            operation=operation,
-            dtype=input.dtype,
-            channels_last=channels_last,
-            batch=input.shape[0],
-            channels=input.shape[1],
-            groups=weight.shape[1],
-            image=(input.shape[2], input.shape[3]),
-            output=(weight.shape[4], weight.shape[5]),
-            geometry=geometry,
-            alignment=gcd(WIDEST_ACCESS, *(tensor.data_ptr() for tensor in planes)),
-        )
+        problem = Problem.read(operation, first, second, result, geometry)
+        alignment = gcd(WIDEST_ACCESS, *(tensor.data_ptr() for tensor in planes))
+        call = _call(problem, channels_last, alignment)
         launch = plan(call)
-        kernel = None if launch is None else self._kernel(launch.specialisation, result.device)
-        if launch is None or kernel is None:
+        if launch is None:
+            raise ValueError(f"the kernels cannot hold {call}: {_TOO_LARGE}")
+        kernel = self._kernel(launch.specialization, result.device)
+        if kernel is None:
             getattr(shifted, operation)(first, second, result, geometry)
             return
         addresses = (np.uint64(tensor.data_ptr()) for tensor in planes)
         kernel(launch, (*addresses, launch.problem), result.device)
 
-    def _kernel(self, specialisation: Specialisation, device: torch.device) -> Kernel | None:
+    def _kernel(self, specialization: Specialization, device: torch.device) -> Kernel | None:
         """None where the compiler refuses it, which a warning says once."""
-        if specialisation not in self._kernels:
+        if specialization not in self._kernels:
             try:
-                self._kernels[specialisation] = self._compile(specialisation, device)
+                self._kernels[specialization] = self._compile(specialization, device)
             except CompilationError as error:
-                self._kernels[specialisation] = None
-                text = f"involution falls back to eager PyTorch for {specialisation}: {error}"
+                self._kernels[specialization] = None
+                text = f"involution uses the backend 'shifted' for {specialization}: {error}"
                 warnings.warn(text, RuntimeWarning, stacklevel=2)
-        return self._kernels[specialisation]
+        return self._kernels[specialization]
 
 
-def _input_and_weight(
-    operation: str, first: Tensor, second: Tensor, result: Tensor
-) -> tuple[Tensor, Tensor]:
-    """The tensors of the input's and of the weight's shape among those of an operation."""
-    if operation == "forward":
-        return first, second
-    return (result, second) if operation == "grad_input" else (second, result)
+def _call(problem: Problem, channels_last: bool, alignment: int) -> Call:
+    return Call(
+        operation=problem.operation,
+        dtype=problem.dtype,
+        channels_last=channels_last,
+        batch=problem.batch,
+        channels=problem.channels,
+        groups=problem.groups,
+        image=problem.image,
+        output=problem.output,
+        geometry=problem.geometry,
+        alignment=alignment,
+    )
 
 
 def _in_one_format(
@@ -117,6 +130,17 @@ def _planes(tensor: Tensor) -> Tensor:
 
 
 _involution = CudaInvolution()
+
+
+def _unsupported_reason(problem: Problem) -> str | None:
+    reason = availability.unsupported_reason(problem.device)
+    return _involution.unsupported_reason(problem) if reason is None else reason
+
+
 BACKEND = Backend(
-    "cuda", _involution.forward, _involution.grad_input, _involution.grad_weight, why_not
+    "cuda",
+    _involution.forward,
+    _involution.grad_input,
+    _involution.grad_weight,
+    _unsupported_reason,
 )

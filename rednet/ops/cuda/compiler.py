@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from rednet.ops.cuda.plan import Launch
-from rednet.ops.cuda.problem import Specialisation
+from rednet.ops.cuda.problem import Specialization
 
 ENTRY_POINT = "involution"
 OPTIONS = ("--std=c++17",)
@@ -24,8 +24,8 @@ SOURCES = ("scalars.cuh", "problem.cuh", "memory.cuh", "staging.cuh", "involutio
 Arguments = tuple[np.uint64, np.uint64, np.uint64, np.ndarray]
 # kernel(launch, arguments, device) launches it on the current stream of the device.
 Kernel = Callable[[Launch, Arguments, torch.device], None]
-# compile(specialisation, device) makes it or raises a CompilationError.
-Compiler = Callable[[Specialisation, torch.device], Kernel]
+# compile(specialization, device) makes it or raises a CompilationError.
+Compiler = Callable[[Specialization, torch.device], Kernel]
 
 
 class CompilationError(RuntimeError):
@@ -38,9 +38,9 @@ def read_source(name: str) -> str:
     return (files(__package__) / name).read_text(encoding="utf-8")
 
 
-def source(specialisation: Specialisation) -> str:
-    """The complete source of one specialisation; it includes no other file."""
-    macros = (f"#define {name} {value}\n" for name, value in specialisation.macros().items())
+def source(specialization: Specialization) -> str:
+    """The complete source of one specialization; it includes no other file."""
+    macros = (f"#define {name} {value}\n" for name, value in specialization.macros().items())
     return "".join((*macros, *map(read_source, (DEVICE_SOURCE, *SOURCES))))
 
 
@@ -50,7 +50,7 @@ class _Stream(NamedTuple):
     ptr: int
 
 
-def compile_with_cupy(specialisation: Specialisation, device: torch.device) -> Kernel:
+def compile_with_cupy(specialization: Specialization, device: torch.device) -> Kernel:
     """Compiles with NVRTC, or loads what it compiled once from CuPy's disk cache.
 
     The kernel serves every device; CuPy compiles it anew for each architecture.
@@ -62,7 +62,7 @@ def compile_with_cupy(specialisation: Specialisation, device: torch.device) -> K
     import cupy
 
     with torch.cuda.device(device):
-        module = cupy.RawModule(code=source(specialisation), options=OPTIONS)
+        module = cupy.RawModule(code=source(specialization), options=OPTIONS)
         try:
             function = module.get_function(ENTRY_POINT)
         except cupy.cuda.compiler.CompileException as error:

@@ -18,7 +18,7 @@ from rednet.ops.cuda.problem import (
     THREADS,
     Axis,
     Call,
-    Specialisation,
+    Specialization,
 )
 from rednet.ops.dtypes import accumulation_dtype
 
@@ -37,14 +37,14 @@ class Launch:
     """A kernel launch, but for the tensors.
 
     Attributes:
-        specialisation: The code.
+        specialization: The code.
         blocks: Blocks of the grid, along its first dimension alone.
         threads: Threads of a block, likewise.
         shared_bytes: Dynamic shared memory of a block.
         problem: A single ``PROBLEM``.
     """
 
-    specialisation: Specialisation
+    specialization: Specialization
     blocks: int
     threads: int
     shared_bytes: int
@@ -119,15 +119,15 @@ class Tiling:
         return self.call.axes()
 
     @cached_property
-    def specialisation(self) -> Specialisation:
+    def specialization(self) -> Specialization:
         """The code that serves the call."""
-        return self.call.specialisation()
+        return self.call.specialization()
 
     @cached_property
     def line(self) -> int:
         """Elements for a row of samples: each part it is dealt into is read in whole packs."""
         columns = self._axes[1].span(self.width)
-        stride = self.specialisation.stride
+        stride = self.specialization.stride
         return stride * _ceil(-(-columns // stride), COLUMNS) if stride else columns
 
     @cached_property
@@ -139,11 +139,11 @@ class Tiling:
     @cached_property
     def chunks(self) -> int:
         """Parts of at most a thread's channels that a group is cut into."""
-        return -(-self.call.group_channels // self.specialisation.channels)
+        return -(-self.call.group_channels // self.specialization.channels)
 
     def _slice_pitch(self, band: int) -> int:
         chunks = self.chunks if self.call.operation == "grad_weight" else 1
-        pitch = chunks * self.specialisation.channels * band * self.line
+        pitch = chunks * self.specialization.channels * band * self.line
         # Where neighbouring threads read neighbouring slices, these start in different banks.
         return _ceil(pitch, 32) + 8 if self.call.channels_last and self.slices > 1 else pitch
 
@@ -208,7 +208,7 @@ class Tiling:
         """
         rows, columns = self._axes
         taps = rows.taps * columns.taps
-        channels = self.specialisation.channels * self.chunks
+        channels = self.specialization.channels * self.chunks
         products = ROWS * COLUMNS * channels * taps * self.threads
         samples = self.slices * channels * self.sample_rows * _ceil(columns.span(self.width), 8)
         weights = self.slices * self.height * self.width * taps
@@ -245,7 +245,7 @@ class Tiling:
         problem["copy_bytes"] = self._copy_bytes()
         problem["packed"] = self._packed()
         shared_bytes = self._shared_bytes(self.band)
-        return Launch(self.specialisation, self.blocks, self.threads, shared_bytes, problem)
+        return Launch(self.specialization, self.blocks, self.threads, shared_bytes, problem)
 
     # ---- alignment
 

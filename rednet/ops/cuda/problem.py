@@ -12,8 +12,8 @@ import torch
 from rednet.ops.geometry import Geometry, Pair
 
 OPERATIONS = ("forward", "grad_input", "grad_weight")
-SPECIALISED_WIDTHS = (3, 5, 7)
-SPECIALISED_STRIDES = (1, 2)
+SPECIALIZED_WIDTHS = (3, 5, 7)
+SPECIALIZED_STRIDES = (1, 2)
 
 ROWS = COLUMNS = 2  # destinations of a thread
 THREADS = 128  # most threads of a block
@@ -28,7 +28,7 @@ _SCALARS = {
 
 
 @dataclass(frozen=True)
-class Specialisation:
+class Specialization:
     """What is known when the source is compiled; image sizes are not among it.
 
     Attributes:
@@ -36,9 +36,9 @@ class Specialisation:
         dtype: The tensors' dtype.
         channels_last: Whether neighbours in memory are the channels of a pixel or the pixels of a
             row.
-        kernel_width: One of ``SPECIALISED_WIDTHS``, or 0: any.
+        kernel_width: One of ``SPECIALIZED_WIDTHS``, or 0: any.
         stride: The horizontal stride without the divisor that it shares with the dilation: one of
-            ``SPECIALISED_STRIDES``, or 0: any.
+            ``SPECIALIZED_STRIDES``, or 0: any.
     """
 
     operation: str
@@ -70,14 +70,14 @@ class Specialisation:
         }
 
 
-def all_specialisations() -> Iterator[Specialisation]:
+def all_specializations() -> Iterator[Specialization]:
     """Everything that can be compiled."""
-    windows = [(width, stride) for width in SPECIALISED_WIDTHS for stride in SPECIALISED_STRIDES]
+    windows = [(width, stride) for width in SPECIALIZED_WIDTHS for stride in SPECIALIZED_STRIDES]
     for operation in OPERATIONS:
         for dtype in _SCALARS:
             for channels_last in (False, True):
                 for width, stride in [*windows, (0, 0)]:
-                    yield Specialisation(operation, dtype, channels_last, width, stride)
+                    yield Specialization(operation, dtype, channels_last, width, stride)
 
 
 @dataclass(frozen=True)
@@ -133,12 +133,12 @@ class Call:
             dilation=self.geometry.dilation[side],
         )
 
-    def specialisation(self) -> Specialisation:
+    def specialization(self) -> Specialization:
         """The code that serves this call."""
         columns = self._axis(1)
         width, stride = columns.kernel, columns.reduced_stride
-        general = Specialisation(self.operation, self.dtype, self.channels_last, 0, 0)
-        if width not in SPECIALISED_WIDTHS or stride not in SPECIALISED_STRIDES:
+        general = Specialization(self.operation, self.dtype, self.channels_last, 0, 0)
+        if width not in SPECIALIZED_WIDTHS or stride not in SPECIALIZED_STRIDES:
             return general
         if self.operation == "grad_weight" and self.group_channels > general.channels:
             # Only the general code sums over more channels than a thread has registers for.

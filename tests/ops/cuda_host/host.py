@@ -25,7 +25,7 @@ import torch
 
 from rednet.ops.cuda.compiler import SOURCES, Arguments, Kernel, read_source
 from rednet.ops.cuda.plan import Launch
-from rednet.ops.cuda.problem import PROBLEM, Specialisation
+from rednet.ops.cuda.problem import PROBLEM, Specialization
 
 FOLDER = Path(__file__).parent
 COMPILER = shutil.which("g++") or shutil.which("clang++")
@@ -37,17 +37,17 @@ class HostCompiler:
     """Makes kernels that run on the CPU.
 
     Attributes:
-        compiled: Every specialisation that was compiled, in order.
+        compiled: Every specialization that was compiled, in order.
     """
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
-        self.compiled: list[Specialisation] = []
+        self.compiled: list[Specialization] = []
 
-    def __call__(self, specialisation: Specialisation, device: torch.device) -> Kernel:
+    def __call__(self, specialization: Specialization, device: torch.device) -> Kernel:
         target = self._folder / f"{len(self.compiled)}.so"
-        library = build(specialisation, target, "-shared", "-fPIC")
-        self.compiled.append(specialisation)
+        library = build(specialization, target, "-shared", "-fPIC")
+        self.compiled.append(specialization)
         entry = ctypes.CDLL(str(library)).launch
         entry.restype = ctypes.c_char_p
 
@@ -59,9 +59,9 @@ class HostCompiler:
         return launch_kernel
 
 
-def build(specialisation: Specialisation, target: Path, *flags: str) -> Path:
-    """Compiles one specialisation, with ``launch.cpp`` behind it."""
-    macros = (f"#define {name} {value}\n" for name, value in specialisation.macros().items())
+def build(specialization: Specialization, target: Path, *flags: str) -> Path:
+    """Compiles one specialization, with ``launch.cpp`` behind it."""
+    macros = (f"#define {name} {value}\n" for name, value in specialization.macros().items())
     text = [
         *macros,
         (FOLDER / "emulated_device.h").read_text(),

@@ -1,6 +1,6 @@
 """Compiles the CUDA kernels without a GPU and reads what the compiler says of their registers.
 
-As a program it does so for every specialisation:
+As a program it does so for every specialization:
 ``PYTHONPATH=. python tests/ops/cuda_host/report.py sm_80 sm_90 sm_100``.
 """
 
@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from rednet.ops.cuda.compiler import OPTIONS, source
-from rednet.ops.cuda.problem import Specialisation, all_specialisations
+from rednet.ops.cuda.problem import Specialization, all_specializations
 
 ROOT = Path(__file__).parents[3]
 # What CuPy adds to its options when it compiles.
@@ -35,16 +35,16 @@ NVCC = shutil.which("nvcc")
 
 @dataclass(frozen=True)
 class Report:
-    """What one specialisation takes on one architecture."""
+    """What one specialization takes on one architecture."""
 
-    specialisation: Specialisation
+    specialization: Specialization
     architecture: str
     registers: int
     spilled_bytes: int
 
 
-def compile_all(jobs: list[tuple[Specialisation, str]]) -> list[Report]:
-    """Compiles pairs of a specialisation and an architecture, ``"sm_90"``, in parallel."""
+def compile_all(jobs: list[tuple[Specialization, str]]) -> list[Report]:
+    """Compiles pairs of a specialization and an architecture, ``"sm_90"``, in parallel."""
     # Each worker is this file as a program: threads would wait for each other inside NVRTC.
     workers = min(len(jobs), os.cpu_count() or 1)
     with ThreadPoolExecutor(workers) as pool:
@@ -52,7 +52,7 @@ def compile_all(jobs: list[tuple[Specialisation, str]]) -> list[Report]:
         return [report for part in parts for report in part]
 
 
-def _run_worker(jobs: list[tuple[Specialisation, str]]) -> list[Report]:
+def _run_worker(jobs: list[tuple[Specialization, str]]) -> list[Report]:
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     command = [sys.executable, __file__]
     done = subprocess.run(command, input=pickle.dumps(jobs), env=environment, capture_output=True)
@@ -62,9 +62,9 @@ def _run_worker(jobs: list[tuple[Specialisation, str]]) -> list[Report]:
     ]
 
 
-def _registers_and_spills(specialisation: Specialisation, architecture: str) -> tuple[int, int]:
+def _registers_and_spills(specialization: Specialization, architecture: str) -> tuple[int, int]:
     """Compiles with NVRTC, as CuPy would; without it with nvcc."""
-    log = (_log_of_nvrtc if HAS_NVRTC else _log_of_nvcc)(source(specialisation), architecture)
+    log = (_log_of_nvrtc if HAS_NVRTC else _log_of_nvcc)(source(specialization), architecture)
     found = _RESOURCES.search(log)
     assert found is not None, log
     stored, loaded, registers = map(int, found.groups())
@@ -100,10 +100,10 @@ def _log_of_nvcc(text: str, architecture: str) -> str:
 
 
 def main(architectures: list[str]) -> None:
-    """Prints one line for each specialisation and architecture."""
-    jobs = [(each, name) for each in all_specialisations() for name in architectures]
+    """Prints one line for each specialization and architecture."""
+    jobs = [(each, name) for each in all_specializations() for name in architectures]
     for report in compile_all(jobs):
-        each = report.specialisation
+        each = report.specialization
         layout = "channels_last" if each.channels_last else "contiguous"
         width = f"{each.kernel_width}/{each.stride}" if each.kernel_width else "any"
         print(
