@@ -1,0 +1,1 @@
+"""The Triton backend: for GPUs where CuPy is not installed. Triton is imported when it is used."""
