@@ -14,7 +14,7 @@ pytest.importorskip("triton", minversion="3.3")
 
 ROOT = Path(__file__).resolve().parents[2]
 OPERATIONS = ("forward", "grad_input", "grad_weight")
-SIZES = ("input_size", "output_size", "stride", "padding", "dilation")
+PAIRS = ("channels", "input_size", "output_size")
 
 
 def test_the_kernels_in_the_interpreter() -> None:
@@ -32,12 +32,14 @@ def _signature(kernel: Any, number: str) -> dict[str, Any]:
     for name in kernel.arg_names:
         if name.isupper():
             types[name] = "constexpr"
-        elif name in SIZES:
+        elif name in PAIRS:
             types[name] = ("i32", "i32")
+        elif name == "window":
+            types[name] = ("i32",) * 6
         elif name.endswith("strides"):
             types[name] = ("i32",) * (6 if name.startswith("weight") else 4)
         else:
-            types[name] = "i32" if "group" in name else f"*{number}"
+            types[name] = f"*{number}"
     return types
 
 
@@ -54,10 +56,8 @@ def test_the_kernels_compile(number: str, capability: int) -> None:
     for operation in OPERATIONS:
         kernel = getattr(kernels, operation)
         constants = dict(
-            KERNEL_HEIGHT=7,
-            KERNEL_WIDTH=7,
-            TILE_CHANNELS=16,
-            TILE_PIXELS=128,
+            KERNEL_SIZE=(7, 7),
+            TILE=(16, 128),
             ACCUMULATOR=accumulator,
             WIDE=capability == 80,
         )

@@ -1,9 +1,13 @@
 """Involution and its two gradients as Triton kernels.
 
-Each program computes a tile of ``TILE_CHANNELS`` channels of one group by ``TILE_PIXELS`` pixels of one
-image. Tensors are addressed by their strides, so every memory format is read in place. Sums
-accumulate in ``ACCUMULATOR``. Offsets within an image have 64 bits where ``WIDE`` is set; the offset
-of an image within its batch always has.
+Each program computes ``TILE[0]`` channels of one group by ``TILE[1]`` pixels of one image.
+Tensors are addressed by their strides, so every memory format is read in place. Sums accumulate in
+``ACCUMULATOR``. The offset of an image in its batch has 64 bits; offsets within an image have them
+where ``WIDE`` is set.
+
+The kernels share these arguments: ``channels`` is (groups, channels of a group), ``input_size`` and
+``output_size`` are (height, width), and ``window`` is (stride, padding, dilation), each a pair laid
+out flat: six numbers.
 
 Importing this module imports Triton, so the backend does it when the first tensor arrives.
 """
@@ -15,21 +19,41 @@ import triton.language as tl
 
 
 @triton.jit
-def _tile(
-    blocks_of_pixels: tl.tensor, blocks_of_channels: tl.tensor, groups: tl.tensor
-) -> tl.tuple:
-    """Image, group, channel block and pixel block of this program; pixels vary fastest."""
+def _tile(pixels: tl.tensor, channels: tl.tuple, TILE: tl.constexpr) -> tl.tuple:
+    """Image, group, channels within the group and pixels of this program; pixels vary fastest."""
+    blocks_of_pixels = tl.cdiv(pixels, TILE[1])
+    blocks_of_channels = tl.cdiv(channels[1], TILE[0])
     program = tl.program_id(0)
-    pixel_block = program % blocks_of_pixels
     rest = program // blocks_of_pixels
-    channel_block = rest % blocks_of_channels
-    rest = rest // blocks_of_channels
-    return (rest // groups).to(tl.int64), rest % groups, channel_block, pixel_block
+    image_and_group = rest // blocks_of_channels
+    channel = rest % blocks_of_channels * TILE[0] + tl.arange(0, TILE[0])
+    pixel = program % blocks_of_pixels * TILE[1] + tl.arange(0, TILE[1])
+    image = (image_and_group // channels[0]).to(tl.int64)
+    return image, image_and_group % channels[0], channel, pixel
 
 
 @triton.jit
 def _widened(index: tl.tensor, WIDE: tl.constexpr) -> tl.tensor:
     return index.to(tl.int64) if WIDE else index
+
+
+@triton.jit
+def _pixel_offset(
+    row: tl.tensor,
+    column: tl.tensor,
+    row_stride: tl.tensor,
+    column_stride: tl.tensor,
+    WIDE: tl.constexpr,
+) -> tl.tensor:
+    return _widened(row, WIDE) * row_stride + _widened(column, WIDE) * column_stride
+
+
+@triton.jit
+def _addresses(
+    plane: tl.tensor, channel: tl.tensor, channel_stride: tl.tensor, pixel_offset: tl.tensor
+) -> tl.tensor:
+    """Addresses of shape (channels, pixels)."""
+    return plane + channel[:, None] * channel_stride + pixel_offset[None, :]
 
 
 @triton.jit
@@ -40,59 +64,40 @@ def forward(
     input_strides: tl.tuple,
     weight_strides: tl.tuple,
     output_strides: tl.tuple,
-    group_channels: tl.tensor,
-    groups: tl.tensor,
+    channels: tl.tuple,
     input_size: tl.tuple,
     output_size: tl.tuple,
-    stride: tl.tuple,
-    padding: tl.tuple,
-    dilation: tl.tuple,
-    KERNEL_HEIGHT: tl.constexpr,
-    KERNEL_WIDTH: tl.constexpr,
-    TILE_CHANNELS: tl.constexpr,
-    TILE_PIXELS: tl.constexpr,
+    window: tl.tuple,
+    KERNEL_SIZE: tl.constexpr,
+    TILE: tl.constexpr,
     ACCUMULATOR: tl.constexpr,
     WIDE: tl.constexpr,
 ) -> None:
-    """``output[n, c, p] = sum over taps of weight[n, g(c), tap, p] * input[n, c, read(p, tap)]``."""
+    """Sums, for each output pixel, what its kernel reads of the input."""
     pixels = output_size[0] * output_size[1]
-    image, group, channel_block, pixel_block = _tile(
-        tl.cdiv(pixels, TILE_PIXELS), tl.cdiv(group_channels, TILE_CHANNELS), groups
-    )
-    channel = channel_block * TILE_CHANNELS + tl.arange(0, TILE_CHANNELS)
-    pixel = pixel_block * TILE_PIXELS + tl.arange(0, TILE_PIXELS)
+    image, group, channel, pixel = _tile(pixels, channels, TILE)
     row, column = pixel // output_size[1], pixel % output_size[1]
-    is_channel, is_pixel = channel < group_channels, pixel < pixels
-    channel = _widened(group * group_channels + channel, WIDE)
-    top = row * stride[0] - padding[0]
-    left = column * stride[1] - padding[1]
+    is_channel, is_pixel = (channel < channels[1])[:, None], pixel < pixels
+    channel = _widened(group * channels[1] + channel, WIDE)
     input += image * input_strides[0]
     weight += image * weight_strides[0] + _widened(group, WIDE) * weight_strides[1]
-    weight_pixel = (
-        _widened(row, WIDE) * weight_strides[4] + _widened(column, WIDE) * weight_strides[5]
-    )
-    total = tl.zeros((TILE_CHANNELS, TILE_PIXELS), ACCUMULATOR)
-    for kernel_row in range(KERNEL_HEIGHT):
-        y = top + kernel_row * dilation[0]
-        for kernel_column in range(KERNEL_WIDTH):
-            x = left + kernel_column * dilation[1]
-            is_inside = is_pixel & (y >= 0) & (y < input_size[0]) & (x >= 0) & (x < input_size[1])
-            tap = kernel_row * weight_strides[2] + kernel_column * weight_strides[3]
-            factor = tl.load(weight + tap + weight_pixel, mask=is_inside, other=0.0)
-            read = _widened(y, WIDE) * input_strides[2] + _widened(x, WIDE) * input_strides[3]
-            value = tl.load(
-                input + channel[:, None] * input_strides[1] + read[None, :],
-                mask=is_channel[:, None] & is_inside[None, :],
-                other=0.0,
-            )
+    weight += _pixel_offset(row, column, weight_strides[4], weight_strides[5], WIDE)
+    total = tl.zeros((TILE[0], TILE[1]), ACCUMULATOR)
+    for i in range(KERNEL_SIZE[0]):
+        y = row * window[0] - window[2] + i * window[4]
+        is_row = is_pixel & (y >= 0) & (y < input_size[0])
+        for j in range(KERNEL_SIZE[1]):
+            x = column * window[1] - window[3] + j * window[5]
+            is_read = is_row & (x >= 0) & (x < input_size[1])
+            tap = i * weight_strides[2] + j * weight_strides[3]
+            factor = tl.load(weight + tap, mask=is_read, other=0.0)
+            offset = _pixel_offset(y, x, input_strides[2], input_strides[3], WIDE)
+            address = _addresses(input, channel, input_strides[1], offset)
+            value = tl.load(address, mask=is_channel & is_read[None, :], other=0.0)
             total += factor.to(ACCUMULATOR)[None, :] * value.to(ACCUMULATOR)
-    written = _widened(row, WIDE) * output_strides[2] + _widened(column, WIDE) * output_strides[3]
-    output += image * output_strides[0]
-    tl.store(
-        output + channel[:, None] * output_strides[1] + written[None, :],
-        total.to(output.dtype.element_ty),
-        mask=is_channel[:, None] & is_pixel[None, :],
-    )
+    offset = _pixel_offset(row, column, output_strides[2], output_strides[3], WIDE)
+    address = _addresses(output + image * output_strides[0], channel, output_strides[1], offset)
+    tl.store(address, total.to(output.dtype.element_ty), mask=is_channel & is_pixel[None, :])
 
 
 @triton.jit
@@ -103,62 +108,42 @@ def grad_input(
     grad_strides: tl.tuple,
     weight_strides: tl.tuple,
     input_strides: tl.tuple,
-    group_channels: tl.tensor,
-    groups: tl.tensor,
+    channels: tl.tuple,
     input_size: tl.tuple,
     output_size: tl.tuple,
-    stride: tl.tuple,
-    padding: tl.tuple,
-    dilation: tl.tuple,
-    KERNEL_HEIGHT: tl.constexpr,
-    KERNEL_WIDTH: tl.constexpr,
-    TILE_CHANNELS: tl.constexpr,
-    TILE_PIXELS: tl.constexpr,
+    window: tl.tuple,
+    KERNEL_SIZE: tl.constexpr,
+    TILE: tl.constexpr,
     ACCUMULATOR: tl.constexpr,
     WIDE: tl.constexpr,
 ) -> None:
-    """Gathers, for each input pixel, the gradients of the output pixels that read it."""
+    """Sums, for each input pixel, over the output pixels that read it."""
     pixels = input_size[0] * input_size[1]
-    image, group, channel_block, pixel_block = _tile(
-        tl.cdiv(pixels, TILE_PIXELS), tl.cdiv(group_channels, TILE_CHANNELS), groups
-    )
-    channel = channel_block * TILE_CHANNELS + tl.arange(0, TILE_CHANNELS)
-    pixel = pixel_block * TILE_PIXELS + tl.arange(0, TILE_PIXELS)
+    image, group, channel, pixel = _tile(pixels, channels, TILE)
     row, column = pixel // input_size[1], pixel % input_size[1]
-    is_channel, is_pixel = channel < group_channels, pixel < pixels
-    channel = _widened(group * group_channels + channel, WIDE)
+    is_channel, is_pixel = (channel < channels[1])[:, None], pixel < pixels
+    channel = _widened(group * channels[1] + channel, WIDE)
     grad_output += image * grad_strides[0]
     weight += image * weight_strides[0] + _widened(group, WIDE) * weight_strides[1]
-    total = tl.zeros((TILE_CHANNELS, TILE_PIXELS), ACCUMULATOR)
-    for kernel_row in range(KERNEL_HEIGHT):
-        down = row + padding[0] - kernel_row * dilation[0]
-        y = down // stride[0]
-        reads_row = is_pixel & (down >= 0) & (down % stride[0] == 0) & (y < output_size[0])
-        for kernel_column in range(KERNEL_WIDTH):
-            right = column + padding[1] - kernel_column * dilation[1]
-            x = right // stride[1]
-            reads = reads_row & (right >= 0) & (right % stride[1] == 0) & (x < output_size[1])
-            y_offset, x_offset = _widened(y, WIDE), _widened(x, WIDE)
-            tap = kernel_row * weight_strides[2] + kernel_column * weight_strides[3]
-            factor = tl.load(
-                weight + tap + y_offset * weight_strides[4] + x_offset * weight_strides[5],
-                mask=reads,
-                other=0.0,
-            )
-            read = y_offset * grad_strides[2] + x_offset * grad_strides[3]
-            value = tl.load(
-                grad_output + channel[:, None] * grad_strides[1] + read[None, :],
-                mask=is_channel[:, None] & reads[None, :],
-                other=0.0,
-            )
+    total = tl.zeros((TILE[0], TILE[1]), ACCUMULATOR)
+    for i in range(KERNEL_SIZE[0]):
+        down = row + window[2] - i * window[4]
+        y = down // window[0]
+        is_row = is_pixel & (down >= 0) & (down % window[0] == 0) & (y < output_size[0])
+        for j in range(KERNEL_SIZE[1]):
+            right = column + window[3] - j * window[5]
+            x = right // window[1]
+            is_read = is_row & (right >= 0) & (right % window[1] == 0) & (x < output_size[1])
+            tap = i * weight_strides[2] + j * weight_strides[3]
+            tap += _pixel_offset(y, x, weight_strides[4], weight_strides[5], WIDE)
+            factor = tl.load(weight + tap, mask=is_read, other=0.0)
+            offset = _pixel_offset(y, x, grad_strides[2], grad_strides[3], WIDE)
+            address = _addresses(grad_output, channel, grad_strides[1], offset)
+            value = tl.load(address, mask=is_channel & is_read[None, :], other=0.0)
             total += factor.to(ACCUMULATOR)[None, :] * value.to(ACCUMULATOR)
-    written = _widened(row, WIDE) * input_strides[2] + _widened(column, WIDE) * input_strides[3]
-    grad_input += image * input_strides[0]
-    tl.store(
-        grad_input + channel[:, None] * input_strides[1] + written[None, :],
-        total.to(grad_input.dtype.element_ty),
-        mask=is_channel[:, None] & is_pixel[None, :],
-    )
+    offset = _pixel_offset(row, column, input_strides[2], input_strides[3], WIDE)
+    address = _addresses(grad_input + image * input_strides[0], channel, input_strides[1], offset)
+    tl.store(address, total.to(grad_input.dtype.element_ty), mask=is_channel & is_pixel[None, :])
 
 
 @triton.jit
@@ -169,60 +154,41 @@ def grad_weight(
     grad_strides: tl.tuple,
     input_strides: tl.tuple,
     weight_strides: tl.tuple,
-    group_channels: tl.tensor,
-    groups: tl.tensor,
+    channels: tl.tuple,
     input_size: tl.tuple,
     output_size: tl.tuple,
-    stride: tl.tuple,
-    padding: tl.tuple,
-    dilation: tl.tuple,
-    KERNEL_HEIGHT: tl.constexpr,
-    KERNEL_WIDTH: tl.constexpr,
-    TILE_CHANNELS: tl.constexpr,
-    TILE_PIXELS: tl.constexpr,
+    window: tl.tuple,
+    KERNEL_SIZE: tl.constexpr,
+    TILE: tl.constexpr,
     ACCUMULATOR: tl.constexpr,
     WIDE: tl.constexpr,
 ) -> None:
-    """``grad_weight[n, g, tap, p] = sum over g's channels of grad_output[p] * input[read(p, tap)]``."""
+    """Sums, for each tap and output pixel, over the channels of the group, a tile at a time."""
     pixels = output_size[0] * output_size[1]
-    image, group, _, pixel_block = _tile(tl.cdiv(pixels, TILE_PIXELS), 1, groups)
-    pixel = pixel_block * TILE_PIXELS + tl.arange(0, TILE_PIXELS)
+    image, group, _, pixel = _tile(pixels, (channels[0], 1), TILE)
     row, column = pixel // output_size[1], pixel % output_size[1]
-    is_pixel = pixel < pixels
-    top = row * stride[0] - padding[0]
-    left = column * stride[1] - padding[1]
     grad_output += image * grad_strides[0]
     input += image * input_strides[0]
     grad_weight += image * weight_strides[0] + _widened(group, WIDE) * weight_strides[1]
-    grad_pixel = _widened(row, WIDE) * grad_strides[2] + _widened(column, WIDE) * grad_strides[3]
-    weight_pixel = (
-        _widened(row, WIDE) * weight_strides[4] + _widened(column, WIDE) * weight_strides[5]
-    )
-    for kernel_row in range(KERNEL_HEIGHT):
-        y = top + kernel_row * dilation[0]
-        for kernel_column in range(KERNEL_WIDTH):
-            x = left + kernel_column * dilation[1]
-            is_inside = is_pixel & (y >= 0) & (y < input_size[0]) & (x >= 0) & (x < input_size[1])
-            read = _widened(y, WIDE) * input_strides[2] + _widened(x, WIDE) * input_strides[3]
-            total = tl.zeros((TILE_PIXELS,), ACCUMULATOR)
-            for start in range(0, group_channels, TILE_CHANNELS):
-                channel = start + tl.arange(0, TILE_CHANNELS)
-                mask = (channel < group_channels)[:, None] & is_inside[None, :]
-                channel = _widened(group * group_channels + channel, WIDE)
-                grad = tl.load(
-                    grad_output + channel[:, None] * grad_strides[1] + grad_pixel[None, :],
-                    mask=mask,
-                    other=0.0,
-                )
-                value = tl.load(
-                    input + channel[:, None] * input_strides[1] + read[None, :],
-                    mask=mask,
-                    other=0.0,
-                )
-                total += tl.sum(grad.to(ACCUMULATOR) * value.to(ACCUMULATOR), axis=0)
-            tap = kernel_row * weight_strides[2] + kernel_column * weight_strides[3]
-            tl.store(
-                grad_weight + tap + weight_pixel,
-                total.to(grad_weight.dtype.element_ty),
-                mask=is_pixel,
-            )
+    grad_weight += _pixel_offset(row, column, weight_strides[4], weight_strides[5], WIDE)
+    grad_offset = _pixel_offset(row, column, grad_strides[2], grad_strides[3], WIDE)
+    for i in range(KERNEL_SIZE[0]):
+        y = row * window[0] - window[2] + i * window[4]
+        for j in range(KERNEL_SIZE[1]):
+            x = column * window[1] - window[3] + j * window[5]
+            is_read = (y >= 0) & (y < input_size[0]) & (x >= 0) & (x < input_size[1])
+            is_read &= pixel < pixels
+            offset = _pixel_offset(y, x, input_strides[2], input_strides[3], WIDE)
+            total = tl.zeros((TILE[1],), ACCUMULATOR)
+            for start in range(0, channels[1], TILE[0]):
+                channel = start + tl.arange(0, TILE[0])
+                mask = (channel < channels[1])[:, None] & is_read[None, :]
+                channel = _widened(group * channels[1] + channel, WIDE)
+                address = _addresses(grad_output, channel, grad_strides[1], grad_offset)
+                grad = tl.load(address, mask=mask, other=0.0).to(ACCUMULATOR)
+                address = _addresses(input, channel, input_strides[1], offset)
+                value = tl.load(address, mask=mask, other=0.0).to(ACCUMULATOR)
+                total += tl.sum(grad * value, axis=0)
+            tap = i * weight_strides[2] + j * weight_strides[3]
+            result = total.to(grad_weight.dtype.element_ty)
+            tl.store(grad_weight + tap, result, mask=pixel < pixels)
