@@ -29,7 +29,6 @@ from tests.ops.cases import (
 )
 from tests.tolerances import assert_close
 
-
 pytestmark = pytest.mark.skipif(not BUILDS, reason="rednet was installed without a C++ compiler")
 
 

@@ -1,1 +1,5 @@
-"""The Triton backend: for GPUs where CuPy is not installed. Triton is imported when it is used."""
+"""The Triton backend, for GPUs on machines without CuPy. Triton is imported when it is used."""
+
+from rednet.ops.triton.backend import BACKEND
+
+__all__ = ["BACKEND"]

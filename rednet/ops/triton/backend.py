@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from rednet.ops.backends import Backend, Problem
 from rednet.ops.dtypes import accumulation_dtype
 from rednet.ops.geometry import Geometry
 
@@ -17,6 +18,8 @@ from rednet.ops.geometry import Geometry
 TILE_CHANNELS = 16
 TILE_PIXELS = 128
 _LARGEST_INT32 = 2**31 - 1
+# The first that passes tuples to kernels.
+OLDEST_TRITON = (3, 3)
 
 
 def forward(input: Tensor, weight: Tensor, output: Tensor, geometry: Geometry) -> None:
@@ -93,9 +96,30 @@ def _extent_of_an_image(tensor: Tensor) -> int:
     return sum((size - 1) * abs(stride) for size, stride in pairs)
 
 
+def _unsupported_reason(problem: Problem) -> str | None:
+    if problem.device.type != "cuda":
+        return "it supports CUDA tensors only"
+    return _reason_on(problem.device)
+
+
 @cache
-def why_no_triton() -> str | None:
-    """None where Triton is installed, else how to get it."""
+def _reason_on(device: torch.device) -> str | None:
+    """None if the kernels can run on this device, else the reason why they cannot."""
     if importlib.util.find_spec("triton") is None:
         return "Triton is not installed; PyTorch's CUDA builds for Linux bring it"
+    if not torch.cuda.is_available():
+        return "PyTorch finds no CUDA device"
+    import triton
+
+    if tuple(int(part) for part in triton.__version__.split(".")[:2]) < OLDEST_TRITON:
+        return f"it needs Triton {'.'.join(map(str, OLDEST_TRITON))}, found {triton.__version__}"
+    image = torch.zeros(1, 1, 1, 1, device=device)
+    weight = torch.zeros(1, 1, 1, 1, 1, 1, device=device)
+    try:
+        forward(image, weight, torch.empty_like(image), Geometry((1, 1), (1, 1), (0, 0), (1, 1)))
+    except Exception as error:  # Triton, its compiler and the driver each raise their own
+        return f"Triton cannot compile for {device}: {type(error).__name__}: {error}"
     return None
+
+
+BACKEND = Backend("triton", forward, grad_input, grad_weight, _unsupported_reason)
