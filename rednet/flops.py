@@ -1,4 +1,4 @@
-"""Parameters and FLOPs of a model, with the involution operator counted.
+"""Parameters and FLOPs of a model, including the involution operator.
 
 mmengine's ``FlopAnalyzer`` traces the model. One multiply-add is one FLOP. Two totals are given:
 
@@ -30,7 +30,7 @@ ELEMENTWISE = ("bias", "batch norm", "ReLU")
 
 @dataclass(frozen=True)
 class Cost:
-    """What a module costs, with the modules in it.
+    """The cost of a module, including its children.
 
     Attributes:
         parameters: Elements of its parameters.
@@ -61,7 +61,7 @@ def count_flops(model: nn.Module, inputs: Tensor) -> dict[str, Cost]:
         inputs: Its input, (N, C, H, W); the FLOPs are those of all N images.
 
     Returns:
-        The cost of every module by its dotted name, in the model's order; that of the model has the
+        The cost of every module by its dotted name, in the model's order. The model itself has the
         name ``''``.
     """
     analyzer = FlopAnalyzer(model.eval(), inputs).clear_op_handles().set_op_handle(**_COUNTERS)

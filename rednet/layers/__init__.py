@@ -1,4 +1,4 @@
-"""Drop-in convolution layers, registered so that ``conv_cfg=dict(type=...)`` builds them."""
+"""Drop-in convolution layers, registered for ``conv_cfg=dict(type=...)``."""
 
 from rednet.layers.acblock import ACBlock
 from rednet.layers.condconv import CondConv2d

@@ -22,9 +22,9 @@ FUSED_FROM_PIXELS = 100
 class ACBlock(ConvLayer):
     """Asymmetric convolution block: the sum of a k x k, a k x 1 and a 1 x k convolution.
 
-    Each branch has its own batch norm. In training the thin kernels strengthen the middle row and
-    column of the square one. In eval mode the three branches amount to one convolution:
-    on larger images they are computed as such, and ``switch_to_deploy`` makes the block one.
+    Each branch has its own batch norm. In training, the thin kernels strengthen the middle row and
+    column of the square one. In eval mode the three branches equal one convolution: larger images
+    are computed by it, and ``switch_to_deploy`` makes it permanent.
 
     From `ACNet: Strengthening the Kernel Skeletons for Powerful CNN via Asymmetric Convolution
     Blocks <https://arxiv.org/abs/1908.03930>`_. The state_dict has the published keys.
@@ -35,15 +35,16 @@ class ACBlock(ConvLayer):
         kernel_size: Height and width of the square kernel.
         stride: Step between output pixels.
         padding: Pixels added on both ends of each side, or ``'same'`` or ``'valid'``. A thin
-            kernel sees ``dilation * (kernel_size // 2)`` pixels less on its thin side, so that it
-            lies on the middle of the square one; where nothing is left, the input is cropped.
+            kernel gets ``dilation * (kernel_size // 2)`` pixels less on its thin side, so that it
+            is aligned with the middle of the square one; if that is negative, the input is
+            cropped.
         dilation: Distance between kernel elements.
         groups: Blocks that the channels are split into.
-        bias: No effect: the norms have one, and so has the deployed convolution.
+        bias: No effect: the norms have a bias, and so does the deployed convolution.
         padding_mode: ``'zeros'``, ``'reflect'``, ``'replicate'`` or ``'circular'``.
-        deploy: Whether to build the deployed form, ``fused_conv`` alone.
+        deploy: Whether to build the deployed form, which has only ``fused_conv``.
         gamma_init: Initial scale of the three norms; None for 1.
-        use_affine: Whether the norms have a scale and a shift to learn.
+        use_affine: Whether the norms have a learned scale and shift.
 
     Shape:
         - Input: (N, in_channels, H, W)
@@ -51,7 +52,7 @@ class ACBlock(ConvLayer):
 
     Raises:
         TypeError: If an argument has the wrong type.
-        ArgumentError: If an argument has a value that cannot be served.
+        ArgumentError: If an argument has an unsupported value.
     """
 
     def __init__(

@@ -34,7 +34,7 @@ class ConvLayer(nn.Module):
 
     Raises:
         TypeError: If an argument has the wrong type.
-        ArgumentError: If an argument has a value that ``nn.Conv2d`` would not take.
+        ArgumentError: If an argument has a value that ``nn.Conv2d`` does not accept.
     """
 
     transposed = False

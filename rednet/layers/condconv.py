@@ -44,7 +44,7 @@ class CondConv2d(MixtureConvLayer):
 
     Raises:
         TypeError: If an argument has the wrong type.
-        ArgumentError: If an argument has a value that cannot be served.
+        ArgumentError: If an argument has an unsupported value.
     """
 
     def __init__(

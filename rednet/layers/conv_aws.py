@@ -57,10 +57,10 @@ class StandardizedConv(ConvLayer):
 class ConvAWS2d(StandardizedConv):
     """Convolution whose kernel is standardized, then scaled and shifted by two buffers.
 
-    Per output channel, the kernel loses its mean and is divided by its standard deviation, so that
-    only its direction is learned; ``weight_gamma`` and ``weight_beta`` keep the scale and the mean
-    that a pretrained kernel had. They start at 1 and 0: without pretrained weights, a norm should
-    follow the layer.
+    The kernel of each output channel is reduced by its mean and divided by its standard deviation,
+    so that only its direction is learned. ``weight_gamma`` and ``weight_beta`` hold the scale and
+    the mean of a pretrained kernel. They start at 1 and 0: without pretrained weights, put a norm
+    after the layer.
 
     From `DetectoRS <https://arxiv.org/abs/2006.02334>`_. The state_dict has the keys of mmcv's
     ``ConvAWS``.
@@ -82,7 +82,7 @@ class ConvAWS2d(StandardizedConv):
 
     Raises:
         TypeError: If an argument has the wrong type.
-        ArgumentError: If an argument has a value that cannot be served.
+        ArgumentError: If an argument has an unsupported value.
     """
 
     def __init__(

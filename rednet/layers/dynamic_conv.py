@@ -49,7 +49,7 @@ class DynamicConv2d(MixtureConvLayer):
 
     Raises:
         TypeError: If an argument has the wrong type.
-        ArgumentError: If an argument has a value that cannot be served.
+        ArgumentError: If an argument has an unsupported value.
     """
 
     def __init__(

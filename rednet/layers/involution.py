@@ -25,10 +25,9 @@ REDUCTION_RATIO = 4
 class Involution2d(ConvLayer):
     """Involution with ``nn.Conv2d``'s constructor and output shape.
 
-    A bottleneck of two 1 x 1 convolutions generates, at every output pixel, one K x K kernel for
-    each group of ``group_channels`` channels. Where ``in_channels != out_channels`` a 1 x 1
-    convolution maps the input to ``out_channels`` first, because involution itself keeps the
-    channels apart.
+    At every output pixel, a bottleneck of two 1 x 1 convolutions generates one K x K kernel for
+    each group of ``group_channels`` channels. If ``in_channels != out_channels``, a 1 x 1
+    convolution maps the input to ``out_channels`` first, because involution does not mix channels.
 
     From `Involution: Inverting the Inherence of Convolution for Visual Recognition
     <https://arxiv.org/abs/2103.06255>`_. The state_dict has the published keys.
@@ -42,11 +41,11 @@ class Involution2d(ConvLayer):
         padding: Pixels added on both ends of each side, or ``'same'`` or ``'valid'``.
         dilation: Distance between kernel elements.
         groups: Groups of the 1 x 1 convolution from ``in_channels`` to ``out_channels``; no effect
-            where they are equal.
+            if they are equal.
         bias: Whether to add a bias of shape (out_channels,) to the output.
         padding_mode: ``'zeros'``, ``'reflect'``, ``'replicate'`` or ``'circular'``.
         group_channels: Channels that share a kernel.
-        reduction_ratio: ``out_channels`` over the width of the bottleneck.
+        reduction_ratio: ``out_channels`` divided by the width of the bottleneck.
         norm_cfg: Config of the bottleneck's normalization.
 
     Shape:
@@ -55,7 +54,7 @@ class Involution2d(ConvLayer):
 
     Raises:
         TypeError: If an argument has the wrong type.
-        ArgumentError: If an argument has a value that cannot be served.
+        ArgumentError: If an argument has an unsupported value.
     """
 
     def __init__(

@@ -33,7 +33,7 @@ class MixtureConvLayer(ConvLayer):
 
     Raises:
         TypeError: If an argument has the wrong type.
-        ArgumentError: If an argument has a value that ``nn.Conv2d`` would not take.
+        ArgumentError: If an argument has a value that ``nn.Conv2d`` does not accept.
     """
 
     bias: nn.Parameter | None

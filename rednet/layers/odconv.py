@@ -60,7 +60,7 @@ class ODConv2d(MixtureConvLayer):
 
     Raises:
         TypeError: If an argument has the wrong type.
-        ArgumentError: If an argument has a value that cannot be served.
+        ArgumentError: If an argument has an unsupported value.
     """
 
     def __init__(

@@ -30,7 +30,7 @@ class SAConv2d(StandardizedConv):
 
     The standardized kernel runs over the input at the layer's dilation and, with ``weight_diff``
     added, at three times that dilation. A switch, computed from the 5 x 5 average of the input,
-    says how much of each goes into an output pixel. Before and after, a 1 x 1 convolution of the
+    weights the two at each output pixel. Before and after, a 1 x 1 convolution of the
     image's global average is added as context. A new layer, and one that has loaded a plain
     convolution's weights, computes its convolution at the layer's dilation alone.
 
@@ -46,7 +46,7 @@ class SAConv2d(StandardizedConv):
             at three times the dilation gets as much more as keeps its center in place.
         dilation: Distance between kernel elements.
         groups: Blocks that the channels are split into.
-        bias: No effect: the bias of the context that is added to the output serves as one.
+        bias: No effect: the context that is added to the output has a bias.
         padding_mode: ``'zeros'``, ``'reflect'``, ``'replicate'`` or ``'circular'``.
         use_deform: Whether both convolutions are deformable. Needs mmcv with its operators, which
             cannot be exported, compiled in one graph or differentiated twice.
@@ -57,7 +57,7 @@ class SAConv2d(StandardizedConv):
 
     Raises:
         TypeError: If an argument has the wrong type.
-        ArgumentError: If an argument has a value that cannot be served.
+        ArgumentError: If an argument has an unsupported value.
         MissingDependencyError: If ``use_deform`` is set and mmcv has no operators.
     """
 
@@ -115,7 +115,7 @@ class SAConv2d(StandardizedConv):
         return adapted
 
     def kernel(self) -> Tensor:
-        """The standardized kernel; a deployed layer keeps this one alone."""
+        """The standardized kernel, the only one that a deployed layer keeps."""
         return self.weight if self.deploy else super().kernel()
 
     @torch.no_grad()

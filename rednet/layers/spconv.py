@@ -22,7 +22,7 @@ class SPConv2d(ConvLayer):
 
     The first ``ratio`` of the channels goes through the kernel in two groups and, for what the
     groups keep apart, through a 1 x 1 convolution. The other channels, taken to be redundant, go
-    through a 1 x 1 convolution alone. The two results, each normalized, are summed with weights
+    through a 1 x 1 convolution only. The two results, each normalized, are summed with weights
     per channel: a softmax over their global averages. With a stride, the 1 x 1 convolutions see
     the average of the ``stride`` x ``stride`` pixels at the window's center.
 
@@ -36,8 +36,8 @@ class SPConv2d(ConvLayer):
         stride: Step between output pixels.
         padding: Pixels added on both ends of each side, or ``'same'`` or ``'valid'``.
         dilation: Distance between kernel elements.
-        groups: 1: the layer splits the channels itself.
-        bias: No effect: the norms of both parts have one.
+        groups: Must be 1: the layer splits the channels itself.
+        bias: No effect: the norms of both parts have a bias.
         padding_mode: ``'zeros'``, ``'reflect'``, ``'replicate'`` or ``'circular'``.
         ratio: Share of the input channels that the kernel sees. Both parts must hold channels,
             and the kernel's part an even number.
@@ -48,7 +48,7 @@ class SPConv2d(ConvLayer):
 
     Raises:
         TypeError: If an argument has the wrong type.
-        ArgumentError: If an argument has a value that cannot be served.
+        ArgumentError: If an argument has an unsupported value.
     """
 
     def __init__(

@@ -165,18 +165,17 @@ class RedNet(BaseModule):
         out_indices: Stages whose outputs are returned.
         style: ``'pytorch'`` strides in the involution, ``'caffe'`` in the 1 x 1 before it.
         avg_down: Whether shortcuts stride by average pooling.
-        frozen_stages: The stem and this many stages are frozen, -1 for nothing, 0 for the stem
-            alone.
+        frozen_stages: Number of stages to freeze together with the stem; 0 freezes only the stem,
+            -1 nothing.
         conv_cfg: Config of the convolutions (not of the involutions).
-        norm_cfg: Config of all norms, those inside the involutions too.
+        norm_cfg: Config of all norms, including those inside the involutions.
         norm_eval: Whether batch norms keep their running statistics while training.
         with_cp: Whether blocks are recomputed in the backward pass to save memory.
         zero_init_residual: Whether the last norm of every block starts at zero.
-        init_cfg: Initialization config. ``dict(type='Pretrained', checkpoint=None)`` is the place
-            for a checkpoint that was not given: the backbone then starts from scratch, which
-            :meth:`init_weights` says, and ``frozen_stages`` and ``norm_eval`` have no effect,
-            because there is nothing worth keeping. A checkpoint whose stem involution has a smaller
-            kernel is read into the center of this one's, which then computes the same.
+        init_cfg: Initialization config. With ``dict(type='Pretrained', checkpoint=None)`` the
+            backbone starts from scratch: :meth:`init_weights` warns, and ``frozen_stages`` and
+            ``norm_eval`` have no effect. If a checkpoint's stem involution has a smaller kernel, it
+            is placed in the center of this one's, which then computes the same.
         kernel_size: Kernel size of the involutions in the stages.
 
     Shape:
@@ -186,7 +185,7 @@ class RedNet(BaseModule):
           channels_last).
 
     Raises:
-        ArgumentError: If an argument has a value that cannot be served.
+        ArgumentError: If an argument has an unsupported value.
 
     Examples:
         >>> import torch

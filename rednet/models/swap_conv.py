@@ -1,4 +1,4 @@
-"""Model surgery: other convolution layers in any backbone, neck or head."""
+"""Replacing convolutions in any backbone, neck or head by other layers."""
 
 from __future__ import annotations
 
@@ -34,23 +34,23 @@ def swap_conv(
     r"""Replaces convolutions of a module, in place, by layers of the same geometry.
 
     A layer takes over the convolution's channels, kernel size, stride, padding, dilation, groups,
-    bias and padding mode, each of which ``conv_cfg`` may override. Where the kernel size or the
-    dilation is overridden and the padding is not, the padding follows, so that the output keeps its
-    size. Convolutions inside this package's own layers stay as they are.
+    bias and padding mode, each of which ``conv_cfg`` may override. If the kernel size or the
+    dilation is overridden and the padding is not, the padding is adjusted so that the output keeps
+    its size. Convolutions inside this package's layers are not replaced.
 
     Args:
         module: The module to change, of any library.
-        conv_cfg: Config of the new layers: ``type`` and whatever shall differ from the convolution.
+        conv_cfg: Config of the new layers: ``type``, and arguments that differ from the
+            convolution's.
         include: Regular expression, or several, searched in the dotted names of the ``nn.Conv2d``
             modules below ``module``, such as ``r'^fpn_convs\.\d+\.conv$'``. By default all match.
         exclude: Regular expression, or several, of names to leave alone.
-        copy_weights: Whether each layer takes over its convolution's weights, as it would load them
-            from a checkpoint. Right for a pretrained module; a module to be trained from scratch
-            is better off with the layers' own initialization. Layers that hold no such weights keep
-            theirs.
+        copy_weights: Whether each layer loads its convolution's weights, as from a checkpoint. Use
+            it for a pretrained module; for training from scratch, the layers' own initialization
+            is better. Layers that do not contain the convolution keep their initialization.
 
     Returns:
-        ``module`` itself, or the new layer where ``module`` is a matching convolution.
+        ``module`` itself, or the new layer if ``module`` is a matching convolution.
 
     Raises:
         TypeError: If an argument has the wrong type.
@@ -107,8 +107,8 @@ def build_swapped(
         conv_cfg: Config of the new layers.
         include: Regular expression(s) of the convolutions' names to replace.
         exclude: Regular expression(s) of the names to leave alone.
-        **injected: What a detector adds to its parts' configs (``train_cfg``, ``num_classes`` ...);
-            passed on to the inner config.
+        **injected: Keywords that a detector adds to its parts' configs (``train_cfg``,
+            ``num_classes`` ...), which go to the inner config.
 
     Returns:
         The inner module itself, not a wrapper: its state_dict keys are the usual ones.
