@@ -16,11 +16,13 @@ LINK = re.compile(r"`([^`<]+?)\s*<(\S+?)>`_+")
 ROLE = re.compile(r":(?:py:)?\w+:`~?([^`]+)`")
 LITERAL = re.compile(r"``([^`]+)``")
 MATH = re.compile(r":math:`([^`]+)`")
+EXAMPLE = re.compile(r"^Example:$", re.M)
 MATH_BLOCK = re.compile(r"^\.\. math::\n((?:[ \t]+.*\n?|\n)+)", re.M)
 
 
 def to_markdown(text: str) -> str:
-    """Converts links, roles, literals and formulas."""
+    """Converts links, roles, literals and formulas, and makes examples a section of code."""
+    text = EXAMPLE.sub("Examples:", text)
     text = MATH.sub(r"`\1`", text)
     text = LINK.sub(lambda match: f"[{' '.join(match[1].split())}]({match[2]})", text)
     text = ROLE.sub(r"`\1`", text)
