@@ -9,28 +9,30 @@ from pathlib import Path
 import pytest
 import yaml
 
+from rednet.version import __version__
+
 ROOT = Path(__file__).resolve().parents[1]
-GITHUB = ROOT / ".github"
 
 
 def commands() -> str:
     """All commands of the workflow."""
-    jobs = yaml.safe_load((GITHUB / "workflows/ci.yml").read_text())["jobs"].values()
+    jobs = yaml.safe_load((ROOT / ".github/workflows/ci.yml").read_text())["jobs"].values()
     return "\n".join(step.get("run", "") for job in jobs for step in job["steps"])
 
 
 @pytest.mark.parametrize(
     ("schema", "file"),
     [
-        ("vendor.github-workflows", "workflows/ci.yml"),
-        ("vendor.github-issue-forms", "ISSUE_TEMPLATE/bug.yml"),
-        ("vendor.github-issue-config", "ISSUE_TEMPLATE/config.yml"),
+        ("github-workflows", ".github/workflows/ci.yml"),
+        ("github-issue-forms", ".github/ISSUE_TEMPLATE/bug.yml"),
+        ("github-issue-config", ".github/ISSUE_TEMPLATE/config.yml"),
+        ("citation-file-format", "CITATION.cff"),
     ],
 )
-def test_github_accepts_the_files(schema: str, file: str) -> None:
+def test_the_files_fit_their_schemas(schema: str, file: str) -> None:
     pytest.importorskip("check_jsonschema", reason="the schemas are in check-jsonschema")
-    command = [sys.executable, "-m", "check_jsonschema", "--builtin-schema", schema, GITHUB / file]
-    done = subprocess.run(command, capture_output=True, text=True)
+    command = [sys.executable, "-m", "check_jsonschema", "--builtin-schema", f"vendor.{schema}"]
+    done = subprocess.run([*command, ROOT / file], capture_output=True, text=True)
     assert done.returncode == 0, done.stdout
 
 
@@ -49,3 +51,8 @@ def test_scripts_that_the_workflow_calls_exist() -> None:
     ]
     assert "docs/build.sh" in words
     assert [word for word in words if not (ROOT / word).is_file()] == []
+
+
+def test_the_citation_has_the_version_of_the_package() -> None:
+    citation = yaml.safe_load((ROOT / "CITATION.cff").read_text())
+    assert citation["version"] == __version__
