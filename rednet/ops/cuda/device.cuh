@@ -5,11 +5,24 @@
 #define KERNEL extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS_PER_MULTIPROCESSOR)
 
 // The type that a copy of so many bytes moves.
-template <int BYTES> struct UnitOf;
-template <> struct UnitOf<16> { using type = uint4; };
-template <> struct UnitOf<8> { using type = uint2; };
-template <> struct UnitOf<4> { using type = unsigned; };
-template <> struct UnitOf<2> { using type = unsigned short; };
+template <int BYTES>
+struct UnitOf;
+template <>
+struct UnitOf<16> {
+    using type = uint4;
+};
+template <>
+struct UnitOf<8> {
+    using type = uint2;
+};
+template <>
+struct UnitOf<4> {
+    using type = unsigned;
+};
+template <>
+struct UnitOf<2> {
+    using type = unsigned short;
+};
 
 // Dynamic shared memory, aligned to 16 bytes.
 DEVICE unsigned char* shared_memory() {
@@ -37,13 +50,9 @@ DEVICE void wait_for_copies() {
 #endif
 }
 
-DEVICE void barrier() {
-    __syncthreads();
-}
+DEVICE void barrier() { __syncthreads(); }
 
-DEVICE unsigned multiply_high(unsigned left, unsigned right) {
-    return __umulhi(left, right);
-}
+DEVICE unsigned multiply_high(unsigned left, unsigned right) { return __umulhi(left, right); }
 
 DEVICE float float_from_half(unsigned short bits) {
     float value;
@@ -70,6 +79,4 @@ DEVICE unsigned short bfloat_from_float(float value) {
 #endif
 }
 
-DEVICE float float_from_bits(unsigned bits) {
-    return __uint_as_float(bits);
-}
+DEVICE float float_from_bits(unsigned bits) { return __uint_as_float(bits); }

@@ -5,16 +5,17 @@
 // every weight of its pixels once and uses it for all channels, from registers. It walks down the rows of samples that
 // its windows cover; a row is read from shared memory once for all the windows it crosses.
 
-constexpr bool GENERIC = KERNEL_WIDTH == 0;     // any width, walked tap by tap
+constexpr bool GENERIC = KERNEL_WIDTH == 0;  // any width, walked tap by tap
 constexpr bool STRIDED_TAPS = OPERATION == GRAD_INPUT && !GENERIC;
 // Taps of a phase: two phases of a strided grad_input can differ by one.
 constexpr int WIDEST = GENERIC ? 1 : STRIDED_TAPS ? (KERNEL_WIDTH + STRIDE - 1) / STRIDE : KERNEL_WIDTH;
 constexpr int NARROWEST = GENERIC ? 1 : STRIDED_TAPS ? KERNEL_WIDTH / STRIDE : KERNEL_WIDTH;
-// Samples between the windows of neighbours, unless GENERIC: then that is known at run time only.
+// Samples between the windows of neighbors, unless GENERIC: then that is known at run time only.
 constexpr int ADVANCE = GENERIC || OPERATION == GRAD_INPUT ? 1 : STRIDE;
 
 using PatchValues = Sum[CHANNELS][ROWS][COLUMNS];
-template <int TAPS> using KernelRows = Sum[ROWS][COLUMNS][TAPS];
+template <int TAPS>
+using KernelRows = Sum[ROWS][COLUMNS][TAPS];
 
 // What a thread knows of itself.
 struct Thread {
@@ -59,9 +60,9 @@ struct Thread {
 // A row of the patch in an image tensor: COLUMNS pixels, up to CHANNELS channels of each.
 template <class T>
 struct PatchRow {
-    T* address;                                 // of the first pixel and channel
+    T* address;  // of the first pixel and channel
     long long pixel_stride, channel_stride;
-    int pixels, channels;                       // that exist
+    int pixels, channels;  // that exist
 
     DEVICE_MEMBER bool whole() const { return channels == CHANNELS && (CHANNELS_LAST || pixels == COLUMNS); }
 };
@@ -119,8 +120,10 @@ DEVICE void read_patch(const Thread& at, int chunk, const Scalar* tensor, PatchV
 #pragma unroll
     for (int r = 0; r < ROWS; ++r) {
         const PatchRow<const Scalar> row = patch_row(at, chunk, r, tensor);
-        if (at.problem.packed && row.whole()) read_patch_row<true>(row, r, values);
-        else read_patch_row<false>(row, r, values);
+        if (at.problem.packed && row.whole())
+            read_patch_row<true>(row, r, values);
+        else
+            read_patch_row<false>(row, r, values);
     }
 }
 
@@ -128,8 +131,10 @@ DEVICE void write_patch(const Thread& at, int chunk, Scalar* tensor, const Patch
 #pragma unroll
     for (int r = 0; r < ROWS; ++r) {
         const PatchRow<Scalar> row = patch_row(at, chunk, r, tensor);
-        if (at.problem.packed && row.whole()) write_patch_row<true>(row, r, values);
-        else write_patch_row<false>(row, r, values);
+        if (at.problem.packed && row.whole())
+            write_patch_row<true>(row, r, values);
+        else
+            write_patch_row<false>(row, r, values);
     }
 }
 
@@ -156,20 +161,24 @@ DEVICE KernelRow<T> kernel_row_of_destinations(const Thread& at, int row, int r,
     }
     const int y = rows.destination + rows.destination_step * (at.patch.row + r);
     const int x = columns.destination + columns.destination_step * at.patch.column;
-    return {tensor + weights.offset(at.block.batch, at.block.group + at.patch.slice, tap, y, x), columns.destination_step, weights.plane()};
+    return {tensor + weights.offset(at.block.batch, at.block.group + at.patch.slice, tap, y, x),
+            columns.destination_step, weights.plane()};
 }
 
 // The weights of grad_input lie at the samples.
-DEVICE KernelRow<const Scalar> kernel_row_of_samples(const Thread& at, int row, int r, int first, Range band, const Scalar* tensor) {
+DEVICE KernelRow<const Scalar> kernel_row_of_samples(const Thread& at, int row, int r, int first, Range band,
+                                                     const Scalar* tensor) {
     const Problem& problem = at.problem;
     const Window &rows = at.block.rows, &columns = at.block.columns;
     const Weights weights = weights_of(problem);
-    const int tap = (rows.tap + rows.tap_step * at.tap_row(row, r)) * problem.columns.kernel + columns.tap + columns.tap_step * first;
+    const int tap = (rows.tap + rows.tap_step * at.tap_row(row, r)) * problem.columns.kernel + columns.tap +
+                    columns.tap_step * first;
     const int column = at.patch.column + first;
     if (CHANNELS_LAST) {
         const int pitch = weights_pitch(problem);
         const int pixel = (row - band.first) * span(columns) + column;
-        return {at.shared.weights + pixel * pitch + at.patch.slice * weights.taps + tap, pitch, pitch + columns.tap_step};
+        return {at.shared.weights + pixel * pitch + at.patch.slice * weights.taps + tap, pitch,
+                pitch + columns.tap_step};
     }
     const int y = rows.sample + rows.sample_step * row, x = columns.sample + columns.sample_step * column;
     return {tensor + weights.offset(at.block.batch, at.block.group + at.patch.slice, tap, y, x), columns.sample_step,
@@ -226,8 +235,10 @@ DEVICE void read_kernel_rows(const Thread& at, int row, int first, unsigned wind
                                          at.problem.columns.output, kernel[r]);
         } else {
             const KernelRow<const Scalar> source = kernel_row_of_destinations(at, row, r, first, tensor);
-            if (!CHANNELS_LAST && at.problem.packed) read_kernel_row<TAPS, true>(source, COLUMNS, kernel[r]);
-            else read_kernel_row<TAPS, false>(source, at.columns(), kernel[r]);
+            if (!CHANNELS_LAST && at.problem.packed)
+                read_kernel_row<TAPS, true>(source, COLUMNS, kernel[r]);
+            else
+                read_kernel_row<TAPS, false>(source, at.columns(), kernel[r]);
         }
     }
 }
@@ -239,8 +250,10 @@ DEVICE void write_kernel_rows(const Thread& at, int row, int first, unsigned win
     for (int r = 0; r < ROWS; ++r) {
         if (!(windows >> r & 1)) continue;
         const KernelRow<Scalar> target = kernel_row_of_destinations(at, row, r, first, tensor);
-        if (!CHANNELS_LAST && at.problem.packed) write_kernel_row<TAPS, true>(target, COLUMNS, kernel[r]);
-        else write_kernel_row<TAPS, false>(target, at.columns(), kernel[r]);
+        if (!CHANNELS_LAST && at.problem.packed)
+            write_kernel_row<TAPS, true>(target, COLUMNS, kernel[r]);
+        else
+            write_kernel_row<TAPS, false>(target, at.columns(), kernel[r]);
     }
 }
 
@@ -297,9 +310,12 @@ DEVICE void visit_row(const Thread& at, const Sum* line, Visit visit) {
 template <int TAPS, class Visit>
 DEVICE void visit_row(const Thread& at, unsigned windows, const Sum* line, Visit visit) {
     static_assert(ROWS == 2, "one case for each set of rows");
-    if (windows == 3) visit_row<3, TAPS>(at, line, visit);
-    else if (windows == 1) visit_row<1, TAPS>(at, line, visit);
-    else visit_row<2, TAPS>(at, line, visit);
+    if (windows == 3)
+        visit_row<3, TAPS>(at, line, visit);
+    else if (windows == 1)
+        visit_row<1, TAPS>(at, line, visit);
+    else
+        visit_row<2, TAPS>(at, line, visit);
 }
 
 // forward and grad_input: total += kernel * samples.
@@ -310,9 +326,8 @@ DEVICE void add_products(const Thread& at, int row, Range band, const Scalar* we
     for (int first = 0; first < at.block.columns.taps; first += TAPS) {
         KernelRows<TAPS> kernel;
         read_kernel_rows<TAPS>(at, row, first, windows, band, weights, kernel);
-        visit_row<TAPS>(at, windows, at.line(row, band, first), [&](int c, int r, int a, int j, Sum sample) {
-            total[c][r][a] += kernel[r][a][j] * sample;
-        });
+        visit_row<TAPS>(at, windows, at.line(row, band, first),
+                        [&](int c, int r, int a, int j, Sum sample) { total[c][r][a] += kernel[r][a][j] * sample; });
     }
 }
 
@@ -342,9 +357,7 @@ DEVICE void gather(const Thread& at, const Scalar* samples, const Scalar* weight
 }
 
 // plan.py gives groups of several chunks the general kernel: the others keep the registers that reading again takes.
-DEVICE int chunks_to_sum(const Problem& problem) {
-    return GENERIC ? problem.chunks : 1;
-}
+DEVICE int chunks_to_sum(const Problem& problem) { return GENERIC ? problem.chunks : 1; }
 
 // grad_weight: kernel = sum of gradient * samples over the channels. `gradient` holds the patch of the last chunk.
 template <int TAPS>
@@ -409,8 +422,8 @@ DEVICE void correlate(const Thread& at, const Scalar* gradients, const Scalar* s
 
 // Arguments as those of the backend's functions: (input, weight, output), (grad_output, weight, grad_input) or
 // (grad_output, input, grad_weight).
-KERNEL involution(const Scalar* __restrict__ first, const Scalar* __restrict__ second,
-                       Scalar* __restrict__ result, const Problem problem) {
+KERNEL involution(const Scalar* __restrict__ first, const Scalar* __restrict__ second, Scalar* __restrict__ result,
+                  const Problem problem) {
     const Shared shared = shared_arrays(problem);
     if (threadIdx.x == 0) *shared.block = locate_block(problem);
     barrier();

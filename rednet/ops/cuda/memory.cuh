@@ -4,7 +4,7 @@
 // An image tensor (N, C, H, W).
 struct Image {
     int height, width;
-    long long channels;     // of one pixel; read where channels are last
+    long long channels;  // of one pixel; read where channels are last
 
     DEVICE_MEMBER long long offset(int batch, long long channel, int y, int x) const {
         if (CHANNELS_LAST) return ((static_cast<long long>(batch) * height + y) * width + x) * channels + channel;
@@ -35,7 +35,8 @@ DEVICE Image input_image(const Problem& problem) {
 }
 
 DEVICE Image output_image(const Problem& problem) {
-    return {problem.rows.output, problem.columns.output, problem.groups * static_cast<long long>(problem.group_channels)};
+    return {problem.rows.output, problem.columns.output,
+            problem.groups * static_cast<long long>(problem.group_channels)};
 }
 
 DEVICE Image sample_image(const Problem& problem) {
@@ -62,7 +63,7 @@ DEVICE int channels_of(const Problem& problem, int chunk) {
 // Channels of a pixel that one instruction loads or stores.
 constexpr int CHANNEL_PACK = 16 / sizeof(Scalar);
 
-// ---- neighbours in memory: COLUMNS destinations of a row, or CHANNELS channels of a pixel where channels are last.
+// ---- neighbors in memory: COLUMNS destinations of a row, or CHANNELS channels of a pixel where channels are last.
 // PACKED: all of them exist, and an instruction can take several. Otherwise `count` of them exist; the rest read as 0.
 
 template <bool PACKED>

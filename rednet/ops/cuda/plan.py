@@ -144,7 +144,7 @@ class Tiling:
     def _slice_pitch(self, band: int) -> int:
         chunks = self.chunks if self.call.operation == "grad_weight" else 1
         pitch = chunks * self.specialization.channels * band * self.line
-        # Where neighbouring threads read neighbouring slices, these start in different banks.
+        # Where neighboring threads read neighboring slices, these start in different banks.
         return _ceil(pitch, 32) + 8 if self.call.channels_last and self.slices > 1 else pitch
 
     def _samples_bytes(self, band: int) -> int:
@@ -254,7 +254,7 @@ class Tiling:
         return gcd(self.call.alignment, self.slices * self.call.taps * self._itemsize)
 
     def _packed(self) -> bool:
-        """Whether neighbours in memory can be moved together."""
+        """Whether neighbors in memory can be moved together."""
         if self.call.channels_last:
             # Every group, and so every pixel, starts at a multiple of a group's size.
             group = self.call.group_channels * self._itemsize

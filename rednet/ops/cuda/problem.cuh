@@ -13,42 +13,42 @@ constexpr int FORWARD = 0, GRAD_INPUT = 1, GRAD_WEIGHT = 2;
 
 // Filled by plan.py; PROBLEM there lists the same fields in the same order.
 struct Axis {
-    int image;              // pixels of the input
-    int output;             // pixels of the output
-    int kernel;             // taps of the whole kernel
+    int image;   // pixels of the input
+    int output;  // pixels of the output
+    int kernel;  // taps of the whole kernel
     int stride;
     int padding;
     int dilation;
-    int reduced_stride;     // stride / gcd(stride, dilation)
-    int reduced_dilation;   // dilation / gcd(stride, dilation)
+    int reduced_stride;    // stride / gcd(stride, dilation)
+    int reduced_dilation;  // dilation / gcd(stride, dilation)
     int phases;
-    int tile;               // destinations of a block, a multiple of a thread's
-    int tiles;              // blocks of a phase
+    int tile;   // destinations of a block, a multiple of a thread's
+    int tiles;  // blocks of a phase
 };
 
 struct Problem {
     Axis rows;
     Axis columns;
-    int groups;             // of an image; where images follow each other group by group, of all images
+    int groups;  // of an image; where images follow each other group by group, of all images
     int group_channels;
-    int chunks;             // parts of at most CHANNELS channels that a group is cut into
-    int slices;             // groups of a block
-    int slice_blocks;       // blocks that share the groups
-    int band;               // rows of samples in shared memory at a time
-    int line;               // elements of shared memory for a row of samples
-    int slice_pitch;        // elements of shared memory for the samples of a slice
-    int samples_bytes;      // bytes of shared memory before the weights
-    int copy_bytes;         // bytes that copies of channels-last weights move at once
-    int packed;             // whether packs of destinations (of channels, if these are last) are aligned
+    int chunks;         // parts of at most CHANNELS channels that a group is cut into
+    int slices;         // groups of a block
+    int slice_blocks;   // blocks that share the groups
+    int band;           // rows of samples in shared memory at a time
+    int line;           // elements of shared memory for a row of samples
+    int slice_pitch;    // elements of shared memory for the samples of a slice
+    int samples_bytes;  // bytes of shared memory before the weights
+    int copy_bytes;     // bytes that copies of channels-last weights move at once
+    int packed;         // whether packs of destinations (of channels, if these are last) are aligned
 };
 
 // One axis of a block: destination k of the tile is the pixel destination + destination_step * k, sample v of the tile
 // is the pixel sample + sample_step * v, and tap t of the phase is the kernel's tap + tap_step * t.
 struct Window {
     int destination, destination_step;
-    int count;              // destinations of the tile that exist; none if not positive
+    int count;  // destinations of the tile that exist; none if not positive
     int sample, sample_step;
-    int advance;            // samples between neighbouring destinations
+    int advance;  // samples between neighboring destinations
     int taps, tap, tap_step;
 };
 
@@ -83,7 +83,8 @@ DEVICE Window transposed_window(const Axis& axis, int phase, int tile) {
     window.destination_step = axis.phases;
     window.count = min(axis.tile, (axis.image - window.destination + axis.phases - 1) / axis.phases);
     window.advance = 1;
-    window.sample = (phase + axis.padding - axis.dilation * first) / axis.stride + axis.reduced_dilation * (start - last);
+    window.sample =
+        (phase + axis.padding - axis.dilation * first) / axis.stride + axis.reduced_dilation * (start - last);
     window.sample_step = axis.reduced_dilation;
     window.taps = last + 1;
     window.tap = first + axis.reduced_stride * last;
@@ -97,9 +98,9 @@ DEVICE Window make_window(const Axis& axis, int phase, int tile) {
 
 struct Block {
     Window rows, columns;
-    int group, groups;      // the first group and how many: one slice for each
-    int chunk;              // of the channels; grad_weight sums over all of them
-    int batch;              // image; 0 where images follow each other group by group
+    int group, groups;  // the first group and how many: one slice for each
+    int chunk;          // of the channels; grad_weight sums over all of them
+    int batch;          // image; 0 where images follow each other group by group
 };
 
 // Splits the last digit off a number written in mixed radices.
@@ -109,7 +110,7 @@ DEVICE int take(int& number, int radix) {
     return digit;
 }
 
-// Phases are neighbours in the grid, because they share sectors of memory, then tiles, because they share samples.
+// Phases are neighbors in the grid, because they share sectors of memory, then tiles, because they share samples.
 DEVICE Block locate_block(const Problem& problem) {
     int index = blockIdx.x;
     const int column_phase = take(index, problem.columns.phases);
@@ -129,11 +130,11 @@ DEVICE Block locate_block(const Problem& problem) {
 // ROWS x COLUMNS destinations of one slice, with all channels of a chunk, belong to one thread.
 struct Patch {
     int slice;
-    int row, column;        // first destination in the tile
+    int row, column;  // first destination in the tile
     bool exists;
 };
 
-// Neighbouring threads own neighbours in memory: pixels, or groups where channels are last.
+// Neighboring threads own neighbors in memory: pixels, or groups where channels are last.
 DEVICE Patch locate_patch(const Problem& problem, const Block& block) {
     int index = threadIdx.x;
     Patch patch;

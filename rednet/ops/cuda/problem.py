@@ -34,7 +34,7 @@ class Specialization:
     Attributes:
         operation: One of ``OPERATIONS``.
         dtype: The tensors' dtype.
-        channels_last: Whether neighbours in memory are the channels of a pixel or the pixels of a
+        channels_last: Whether neighbors in memory are the channels of a pixel or the pixels of a
             row.
         kernel_width: One of ``SPECIALIZED_WIDTHS``, or 0: any.
         stride: The horizontal stride without the divisor that it shares with the dilation: one of
@@ -201,7 +201,7 @@ class Axis:
         return -(-self.image // self.dilation)
 
     def span(self, tile: int) -> int:
-        """Samples that the windows of ``tile`` neighbouring destinations cover."""
+        """Samples that the windows of ``tile`` neighboring destinations cover."""
         return self.advance * (tile - 1) + self.taps
 
     def tiles(self, tile: int) -> int:

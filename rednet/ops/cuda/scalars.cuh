@@ -1,11 +1,21 @@
 // The number types: how they are stored and what they are summed in. No header of CUDA's toolkit is needed, so the
 // compiler finds all of the source here, wherever it is installed.
 
-struct float16 { unsigned short bits; };
-struct bfloat16 { unsigned short bits; };
+struct float16 {
+    unsigned short bits;
+};
+struct bfloat16 {
+    unsigned short bits;
+};
 
-template <class T> struct SumOf { using type = float; };
-template <> struct SumOf<double> { using type = double; };
+template <class T>
+struct SumOf {
+    using type = float;
+};
+template <>
+struct SumOf<double> {
+    using type = double;
+};
 
 using Scalar = SCALAR;
 using Sum = SumOf<Scalar>::type;
@@ -20,7 +30,7 @@ DEVICE void narrow(float value, float& result) { result = value; }
 DEVICE void narrow(float value, float16& result) { result.bits = half_from_float(value); }
 DEVICE void narrow(float value, bfloat16& result) { result.bits = bfloat_from_float(value); }
 
-// Neighbours in memory that one instruction loads or stores; the address must be a multiple of their size.
+// Neighbors in memory that one instruction loads or stores; the address must be a multiple of their size.
 template <class T, int N>
 struct alignas(sizeof(T) * N) Pack {
     T values[N];

@@ -22,8 +22,7 @@ DEVICE Shared shared_arrays(const Problem& problem) {
 struct Divisor {
     unsigned divisor, magic;
 
-    DEVICE_MEMBER explicit Divisor(int value)
-        : divisor(value), magic(value > 1 ? 0xFFFFFFFFu / value + 1 : 0) {}
+    DEVICE_MEMBER explicit Divisor(int value) : divisor(value), magic(value > 1 ? 0xFFFFFFFFu / value + 1 : 0) {}
     // Splits the last digit off, as take() does.
     DEVICE_MEMBER int take(int& number) const {
         const int quotient = magic ? multiply_high(number, magic) : number;
@@ -52,7 +51,7 @@ DEVICE Range rows_inside(const Problem& problem, const Block& block) {
     return {min(first, total), min(last, total)};
 }
 
-// Where a line keeps column v: columns are dealt into PARTS, so that windows PARTS apart start at neighbours.
+// Where a line keeps column v: columns are dealt into PARTS, so that windows PARTS apart start at neighbors.
 template <int PARTS>
 DEVICE int place(int v, int line) {
     return v % PARTS * (line / PARTS) + v / PARTS;
@@ -66,8 +65,10 @@ DEVICE void stage_pixel(const Scalar* source, long long stride, int count, bool 
     for (int c = 0; c < CHANNELS; c += STAGED, source += STAGED * stride, target += STAGED * pitch) {
         if (c + STAGED <= count) {
             Sum values[STAGED];
-            if (CHANNELS_LAST && packed) read_channels<true>(source, 1, STAGED, values);
-            else read_channels<false>(source, stride, STAGED, values);
+            if (CHANNELS_LAST && packed)
+                read_channels<true>(source, 1, STAGED, values);
+            else
+                read_channels<false>(source, stride, STAGED, values);
 #pragma unroll
             for (int i = 0; i < STAGED; ++i) target[i * pitch] = values[i];
         } else {
@@ -90,7 +91,7 @@ DEVICE void stage_samples(const Problem& problem, const Block& block, int chunk,
     const int channel_pitch = problem.band * problem.line;
     const Divisor lines(CHANNELS_LAST ? block.groups : height);
     for (int line = threadIdx.x / LANES; line < block.groups * height; line += blockDim.x / LANES) {
-        // Neighbouring lines are neighbours in memory.
+        // Neighboring lines are neighbors in memory.
         int rest = line;
         const int digit = lines.take(rest);
         const int slice = CHANNELS_LAST ? digit : rest, row = CHANNELS_LAST ? rest : digit;
@@ -109,9 +110,7 @@ DEVICE void stage_samples(const Problem& problem, const Block& block, int chunk,
 
 // ---- weights, channels-last only: the block's slices lie side by side, so a pixel is one run of memory
 
-DEVICE int weights_pitch(const Problem& problem) {
-    return problem.slices * weights_of(problem).taps;
-}
+DEVICE int weights_pitch(const Problem& problem) { return problem.slices * weights_of(problem).taps; }
 
 // Calls move.run<BYTES>() with the width of the problem's copies, which must be known when it is compiled.
 template <class Move>
@@ -149,9 +148,8 @@ struct LoadTileWeights {
 
     template <int BYTES>
     DEVICE_MEMBER void run() const {
-        visit_tile_weights<BYTES / sizeof(Scalar)>(problem, block, [&](long long global, int local) {
-            copy_async<BYTES>(shared + local, tensor + global);
-        });
+        visit_tile_weights<BYTES / sizeof(Scalar)>(
+            problem, block, [&](long long global, int local) { copy_async<BYTES>(shared + local, tensor + global); });
     }
 };
 

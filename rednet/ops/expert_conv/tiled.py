@@ -63,7 +63,7 @@ class _Operands(NamedTuple):
         return _Operands(input[samples], experts[:, filters], routing[samples], scale, bias)
 
     def gradients(self) -> _Operands:
-        """Tensors to sum up the gradients in, not initialised; bias has none."""
+        """Tensors to sum up the gradients in, not initialized; bias has none."""
         input, experts, routing, scale, _ = self
         dtype = accumulation_dtype(input.dtype)
         return _Operands(

@@ -28,7 +28,7 @@
 #define DEVICE static inline
 #define DEVICE_MEMBER inline
 #define KERNEL static void
-// For what a GPU does in hardware: none of it may count as synchronisation of the kernel's threads.
+// For what a GPU does in hardware: none of it may count as synchronization of the kernel's threads.
 #define HARDWARE __attribute__((no_sanitize("thread"), noinline)) static
 
 struct alignas(8) uint2 { unsigned x, y; };
