@@ -12,8 +12,10 @@ import subprocess
 import sys
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import pytest
+import yaml
 
 from rednet.layers.base import registered_layers
 
@@ -215,3 +217,16 @@ def test_the_page_of_the_commands_names_every_option(
         options = [option for option in action.option_strings if option.startswith("--")]
         if options and options != ["--help"] and action.help != argparse.SUPPRESS:
             assert any(re.search(rf"{option}\b", page) for option in options), options
+
+
+def test_the_site_has_every_page() -> None:
+    """``docs/build.sh`` needs packages of its own; this much of it does not."""
+
+    def leaves(node: Any) -> list[str]:
+        if isinstance(node, str):
+            return [node]
+        children = node.values() if isinstance(node, dict) else node
+        return [leaf for each in children for leaf in leaves(each)]
+
+    nav = leaves(yaml.safe_load((ROOT / "mkdocs.yml").read_text())["nav"])
+    assert sorted(nav) == sorted(str(path.relative_to(DOCS)) for path in DOCS.rglob("*.md"))
