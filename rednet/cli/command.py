@@ -1,4 +1,4 @@
-"""Runs a command line: errors of the user's become one line, everything else a traceback."""
+"""Running a command: user errors become one line, everything else keeps its traceback."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ USER_ERROR = 2
 def run(
     main: Callable[[Sequence[str] | None], None], arguments: Sequence[str] | None = None
 ) -> int:
-    """Runs a command line; an error of the user's becomes one line on stderr.
+    """Runs a command. A user error becomes one line on stderr.
 
     Every other exception passes through with its traceback.
 
     Args:
-        main: The command line; it takes the arguments.
-        arguments: Its arguments, those of the process by default.
+        main: The command, called with the arguments.
+        arguments: Its arguments; by default those of the process.
 
     Returns:
-        The exit status: 0, or 2 after an error of the user's.
+        The exit status: 0, or 2 after a user error.
     """
     try:
         main(arguments)
@@ -40,14 +40,14 @@ def run(
 def _leave_process_group() -> None:
     """Ends the threads of the process group.
 
-    One that lets go of a tensor while the interpreter is shutting down would abort the process.
-    They live as long as anything refers to the group, and a runner, whose parts refer to each
-    other, does until it is collected.
+    A thread that releases a tensor while the interpreter shuts down would abort the process. The
+    threads live as long as anything refers to the group. A runner does until it is collected,
+    because its parts refer to each other.
     """
     gc.collect()
     dist.destroy_process_group()
 
 
 def _message(error: UserError) -> str:
-    """The message proper; out of a data loader's worker, the worker's traceback precedes it."""
+    """The message. From a data loader's worker, it is preceded by the worker's traceback."""
     return str(error).rpartition(f"{type(error).__qualname__}: ")[2].strip()

@@ -1,4 +1,4 @@
-"""Configs from a file, changed on the command line; mistakes are found before anything is built."""
+"""Reading configs and applying ``--cfg-options``, with checks before anything is built."""
 
 from __future__ import annotations
 
@@ -29,14 +29,14 @@ from torch.utils.data import DataLoader
 from rednet.errors import UserError
 
 LOADERS = ("train_dataloader", "val_dataloader", "test_dataloader")
-# Whose change of data_root each loader follows, the nearest first.
+# The loaders whose change of data_root each loader follows, nearest first.
 LEADERS = {
     "val_dataloader": ("train_dataloader",),
     "test_dataloader": ("val_dataloader", "train_dataloader"),
 }
 EVALUATORS = {"val_dataloader": "val_evaluator", "test_dataloader": "test_evaluator"}
 
-# Fields that mmengine and the tools read beside the arguments of the runner.
+# Fields that mmengine and the commands read, besides the arguments of the runner.
 OTHER_FIELDS = (
     "activation_checkpointing",
     "compile",
@@ -49,7 +49,7 @@ OTHER_FIELDS = (
     "tta_model",
     "tta_pipeline",
 )
-# The registry of the classes that a field's dicts name.
+# The registry in which the types of a field are registered.
 REGISTRIES: dict[str, Registry] = {
     "model": MODELS,
     "train_dataloader": DATASETS,
@@ -63,7 +63,7 @@ REGISTRIES: dict[str, Registry] = {
     "visualizer": VISUALIZERS,
     "log_processor": LOG_PROCESSORS,
 }
-# Keys that mmengine takes out before it calls the class, and those of the class that --amp chooses.
+# Keys that mmengine removes before it calls the class, and those of the class that --amp uses.
 TAKEN_OUT = {
     "dataloader": {"dataset", "sampler", "batch_sampler", "num_batch_per_epoch"},
     "train_cfg": {"by_epoch"},
@@ -74,15 +74,15 @@ TAKEN_OUT = {
 def read_config(path: str, options: Mapping[str, Any] | None = None) -> tuple[Config, list[str]]:
     """Reads a config file and applies the options of the command line to it.
 
-    Validation and test data follow when the options change the ``data_root`` of the training data
-    alone, see :func:`follow_data_root`.
+    If the options change only the ``data_root`` of the training data, validation and test data
+    follow, see :func:`follow_data_root`.
 
     Args:
         path: The config file.
         options: Values by dotted key, as ``--cfg-options`` gives them.
 
     Returns:
-        The config, and a line to tell the user for each change beside the options.
+        The config, and a line for the user about each change that follows from the options.
 
     Raises:
         UserError: If there is no such file or an option does not fit the config.

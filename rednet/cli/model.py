@@ -1,4 +1,4 @@
-"""The model of a config: building it and loading its weights."""
+"""Building the model of a config and loading its weights."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from rednet.errors import UserError
 
 
 def build_model(config: Config) -> nn.Module:
-    """Builds the model of a config in the scope of the library that the config is written for.
+    """Builds the model of a config in the scope of the library that the config names.
 
     Raises:
         MissingDependencyError: If that library is not installed.
@@ -38,7 +38,7 @@ def build_with_stem(config: Config, stem_kernel_size: int | None) -> nn.Module:
     """Builds the model of a config, with another kernel size in the stem of its RedNet.
 
     Args:
-        config: The config; it is changed where its backbone is a RedNet.
+        config: The config. It is changed if its backbone is a RedNet.
         stem_kernel_size: Kernel size of the stem's involution, or None to keep the config's.
     """
     backbone = config.model.backbone
@@ -54,7 +54,7 @@ def load_weights(model: nn.Module, path: str) -> dict[str, Any]:
         The checkpoint.
 
     Raises:
-        UserError: If an entry is missing, is left over or has another shape.
+        UserError: If an entry is missing, unexpected or of another shape.
     """
     try:
         return load_checkpoint(model, path, map_location="cpu", strict=True)

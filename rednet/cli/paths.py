@@ -21,12 +21,13 @@ def check_file(path: str, what: str) -> None:
 
 
 def check_checkpoint(path: str, what: str) -> None:
-    """Checks that a local file is a checkpoint, by reading it; a remote one is left to mmengine.
+    """Checks that a local file is a checkpoint, by reading it. Remote files are left to mmengine.
 
-    With a torch that cannot read all of mmengine's with ``weights_only``, that it exists.
+    If this torch cannot read mmengine's checkpoints with ``weights_only``, only checks that the
+    file exists.
 
     Raises:
-        UserError: If it is none.
+        UserError: If it is not a checkpoint.
     """
     check_file(path, what)
     if "://" in path or not can_name_types():
@@ -40,17 +41,17 @@ def check_checkpoint(path: str, what: str) -> None:
 def check_output(
     path: str | Path, what: str, *, folder: bool = False, sources: Iterable[str | None] = ()
 ) -> None:
-    """Checks that a file can be written at a path, and makes the folder that it will lie in.
+    """Checks that a file can be written, and creates its folder.
 
     Args:
         path: The file.
         what: The argument that named it.
-        folder: Whether it is to be a folder; that one is checked and not made.
-        sources: Files that are read, and so must not be replaced.
+        folder: Whether the path is to be a folder, which is checked but not created.
+        sources: Files that are read and so must not be replaced.
 
     Raises:
-        UserError: If the path is already something else or one of the sources, lies below a file,
-            or there is no permission to write it.
+        UserError: If the path exists as something else, is one of the sources, lies below a file or
+            cannot be written.
     """
     place = Path(path)
     existing = next(each for each in (place, *place.parents) if os.path.exists(each))

@@ -1,4 +1,4 @@
-"""Checks of a config against the machine it is to run on, before anything slow is built."""
+"""Checks of a config against the machine, before anything slow is built."""
 
 from __future__ import annotations
 
@@ -30,18 +30,18 @@ _PRETRAINED = re.compile(r"\.init_cfg(\.\d+)?\.checkpoint$")
 
 
 def check_config(config: Config, loaders: Sequence[str]) -> list[str]:
-    """Checks the libraries, data, classes and checkpoints that a config asks for.
+    """Checks the libraries, data, classes and checkpoints that a config needs.
 
     Args:
-        config: The config; top-k accuracies of more classes than the model has are taken out of it.
-        loaders: The fields of the data loaders that will be used, the training one first.
+        config: The config. Top-k accuracies with k larger than the number of classes are removed.
+        loaders: The fields of the data loaders that will be used, the training loader first.
 
     Returns:
-        A line for each thing that the user should know, though it is no error.
+        A line for each thing that the user should know but that is not an error.
 
     Raises:
-        UserError: If something is missing or does not fit, with what was found where and what to
-            do.
+        UserError: If something is missing or does not fit. The message says what was found where,
+            and what to do.
     """
     scope = config.get("default_scope")
     check_scope(scope)
@@ -95,7 +95,7 @@ def _check_operators(scope: str) -> None:
 
 
 def _build_lazily(config: Mapping[str, Any], scope: str | None) -> Any:
-    """The data set without its data and pipeline: what is left knows its paths."""
+    """Builds the data set without its data and pipeline, which is enough to know its paths."""
     with DATASETS.switch_scope_and_registry(scope) as registry:
         return registry.build({**config, "lazy_init": True, "pipeline": []})
 
@@ -127,7 +127,7 @@ def _no_data(loader: str, dataset: BaseDataset, problem: str) -> str:
 
 
 def _check_checkpoints(config: Config) -> None:
-    """Checks those that a training starts from."""
+    """Checks the checkpoints that a training starts from."""
     model = fields(config.get("model"), "model")
     named = {key: path for key, path in model if _PRETRAINED.search(key)}
     for key, path in {"load_from": config.get("load_from"), **named}.items():
@@ -136,10 +136,10 @@ def _check_checkpoints(config: Config) -> None:
 
 
 def fields(node: Any, key: str) -> Iterator[tuple[str, Any]]:
-    """Every field below a node of a config, by its dotted key, those inside of it after it.
+    """Every field below a node of a config with its dotted key, parents first.
 
     Args:
-        node: A dict or list; nothing else has fields.
+        node: A dict or list. Other values have no fields.
         key: The node's own key.
     """
     parts: Iterable = node.items() if isinstance(node, Mapping) else ()
@@ -162,7 +162,7 @@ def _has_class_folders(dataset: Any, scope: str | None) -> bool:
 
 
 def _class_folders(loader: str, dataset: Any) -> tuple[str, list[str]]:
-    """The folder that holds the classes, and the names of the classes, as mmpretrain finds them."""
+    """The folder of the class folders, and the names of the classes as mmpretrain finds them."""
     from mmpretrain.datasets.custom import find_folders
 
     folder = dataset.img_prefix
@@ -196,10 +196,10 @@ def check_classes(
 
     Args:
         folders: The folder of class folders and their names, by data loader.
-        head_classes: Outputs of the head, None where the config does not tell.
+        head_classes: Outputs of the head, or None if the config does not name the number.
 
     Returns:
-        A line if the head has outputs that no class uses.
+        A line if the head has more outputs than there are classes.
 
     Raises:
         UserError: If the classes of two loaders differ or the head has too few outputs.
@@ -236,7 +236,7 @@ def _only_in(folder: str, names: Sequence[str], others: Sequence[str]) -> str:
 
 
 def _limit_topk(config: Config) -> list[str]:
-    """Takes top-k accuracies out where k is larger than the number of classes."""
+    """Removes top-k accuracies with k larger than the number of classes."""
     classes = _head_classes(config)
     notes = []
     for field in ("val_evaluator", "test_evaluator"):

@@ -8,13 +8,13 @@ from torch import distributed
 
 
 def set_up_cpu_processes(config: Config) -> None:
-    """Prepares a distributed run on CPUs, which mmengine's own set-up cannot.
+    """Prepares a distributed run on CPUs, which mmengine's set-up does not support.
 
-    That one selects a GPU before anything else. On a machine with an accelerator, and without a
-    launcher, it does nothing.
+    mmengine selects a GPU before anything else. On a machine with an accelerator, and without a
+    launcher, this function does nothing.
 
     Args:
-        config: The config; its model wrapper is told that there are no devices.
+        config: The config. Its model wrapper is configured without devices.
     """
     if config.get("launcher", "none") != "pytorch" or get_device() != "cpu":
         return

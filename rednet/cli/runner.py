@@ -1,4 +1,4 @@
-"""Building mmengine's Runner as a command's arguments say."""
+"""Building mmengine's Runner from the arguments of a command."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def set_up_run(config: Config, arguments: argparse.Namespace) -> None:
 
 
 def _set_loader_defaults(loader: Any, scope: str | None, arguments: argparse.Namespace) -> None:
-    """What mmpretrain's and mmdet's own tools set, as far as this machine can use it."""
+    """Sets the defaults of mmpretrain's and mmdet's own tools that this machine can use."""
     if scope == "mmpretrain":
         loader.setdefault("collate_fn", dict(type="default_collate"))
     workers = loader.get("num_workers", 0) > 0
@@ -44,7 +44,7 @@ def _set_loader_defaults(loader: Any, scope: str | None, arguments: argparse.Nam
 
 
 def build_runner(config: Config, notes: Sequence[str]) -> Runner:
-    """Builds the runner and logs the notes, so that they stand in the log file too."""
+    """Builds the runner and logs the notes, so that they are in the log file too."""
     runner = RUNNERS.build(config) if "runner_type" in config else Runner.from_cfg(config)
     for note in notes:
         runner.logger.warning(note)
