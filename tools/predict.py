@@ -1,4 +1,4 @@
-"""Classify or detect in pictures with a trained model, and draw what it finds.
+"""Classify, detect or segment in pictures with a trained model, and draw what it finds.
 
 Prints one line for each picture. With --out, DIR receives each picture with the result drawn on it
 and predictions.json with all results.
@@ -191,8 +191,62 @@ class Detector:
         )
 
 
+class Segmentor:
+    """Predicts with a segmentor of mmseg.
+
+    Args:
+        model: The model in eval mode, with its weights.
+        config: The config that it was built from.
+        meta: ``dataset_meta`` of the checkpoint; ``classes`` and ``palette`` name and color the
+            classes.
+        threshold: No effect: every pixel has one class.
+    """
+
+    def __init__(self, model: Any, config: Config, meta: dict, threshold: float) -> None:
+        from mmseg.visualization import SegLocalVisualizer
+
+        self.model = model
+        self.classes = meta.get("classes") or [str(i) for i in range(model.out_channels)]
+        model.cfg = config  # where inference_model looks for the pipeline
+        self.visualizer = SegLocalVisualizer(alpha=0.5)
+        palette = meta.get("palette") or _colors(len(self.classes))
+        self.visualizer.set_dataset_meta(self.classes, palette)
+
+    def predict(self, image: np.ndarray) -> Any:
+        """Returns mmseg's ``SegDataSample`` of an image, (H, W, 3) in BGR order."""
+        from mmseg.apis import inference_model
+
+        return inference_model(self.model, image).cpu()
+
+    def result(self, sample: Any) -> dict[str, float]:
+        """The share of the pixels that each class has, the largest first."""
+        labels, counts = sample.pred_sem_seg.data.unique(return_counts=True)
+        shares = counts / counts.sum()
+        order = shares.argsort(descending=True)
+        return {_name(int(labels[i]), self.classes): float(shares[i]) for i in order}
+
+    def summary(self, result: dict[str, float]) -> str:
+        """One line for a result."""
+        return ", ".join(f"{share:.1%} {name}" for name, share in result.items())
+
+    def draw(self, image: np.ndarray, sample: Any, file: str) -> None:
+        """Writes the image with the classes' colors over it."""
+        self.visualizer.add_datasample(
+            Path(file).stem, image[..., ::-1], sample, draw_gt=False, out_file=file
+        )
+
+
+def _colors(count: int) -> list[list[int]]:
+    """A color for each class, the same in every run."""
+    return np.random.default_rng(0).integers(0, 256, (count, 3)).tolist()
+
+
 # By the library that a config is written for.
-PREDICTORS: dict[str, Any] = {"mmpretrain": Classifier, "mmdet": Detector}
+PREDICTORS: dict[str, Any] = {
+    "mmpretrain": Classifier,
+    "mmdet": Detector,
+    "mmseg": Segmentor,
+}
 
 
 def _name(label: int, classes: Sequence[str] | None) -> str:

@@ -1,4 +1,4 @@
-"""Evaluate a checkpoint with a config of mmpretrain's or mmdet's form."""
+"""Evaluate a checkpoint with a config of mmpretrain's, mmdet's or mmseg's form."""
 
 from __future__ import annotations
 
@@ -23,7 +23,8 @@ from rednet.cli.runner import build_runner, set_up_run
 from rednet.errors import UserError
 
 FLIP_META = ("flip", "flip_direction")
-FLIPS = [dict(type="RandomFlip", prob=1.0), dict(type="RandomFlip", prob=0.0)]
+# mmseg takes the annotations from the first view, which therefore is the image itself.
+FLIPS = [dict(type="RandomFlip", prob=0.0), dict(type="RandomFlip", prob=1.0)]
 # Per library: the model that merges the views of an image, and the metric that dumps predictions.
 TTA_MODELS: dict[str, dict] = {
     "mmpretrain": dict(type="mmpretrain.AverageClsScoreTTA"),
@@ -31,6 +32,7 @@ TTA_MODELS: dict[str, dict] = {
         type="DetTTAModel",
         tta_cfg=dict(nms=dict(type="nms", iou_threshold=0.5), max_per_img=100),
     ),
+    "mmseg": dict(type="SegTTAModel"),
 }
 DUMPS = {"mmdet": "mmdet.DumpDetResults"}
 # How the file of --out may end.
@@ -41,8 +43,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Evaluates as the arguments say."""
     args = _parse(arguments)
     check_checkpoint(args.checkpoint, "the checkpoint")
-    item = _check_out(args.out, args.out_item)
     config, notes = read_config(args.config, args.cfg_options)
+    item = _check_out(args.out, args.out_item, config.get("default_scope"))
     set_up_run(config, args)
     config.load_from = args.checkpoint
     if args.amp:
@@ -52,6 +54,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     notes += check_config(config, ["test_dataloader"])
     if args.tta:
         _use_tta(config)
+    if item == "masks":
+        _save_masks(config, args.out)
     set_up_cpu_processes(config)
     runner = build_runner(config, notes)
     if item == "pred":
@@ -65,7 +69,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
 def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = config_parser(__doc__)
     parser.add_argument("checkpoint", help="checkpoint file")
-    parser.add_argument("--out", help="save the predictions (.pkl) or the metrics (.json) there")
+    parser.add_argument(
+        "--out",
+        help="save the predictions (.pkl; with mmseg a folder of PNGs) or the metrics (.json)",
+    )
     parser.add_argument(
         "--out-item",
         choices=["pred", "metrics"],
@@ -78,7 +85,10 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--show", action="store_true", help="show the predictions in a window")
     parser.add_argument("--wait-time", type=float, default=2, help="seconds that --show shows each")
     parser.add_argument(
-        "--interval", type=positive, default=1, help="draw every N-th image (mmpretrain)"
+        "--interval",
+        type=positive,
+        default=1,
+        help="draw every N-th image (mmpretrain) or batch (mmseg)",
     )
     parser.add_argument(
         "--tta", action="store_true", help="average over flips, or the config's views"
@@ -87,13 +97,21 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     return parser.parse_args(arguments)
 
 
-def _check_out(path: str | None, item: str | None) -> str | None:
+def _check_out(path: str | None, item: str | None, scope: str | None) -> str | None:
     """What is to be saved, if anything."""
     if path is None:
         if item is not None:
             raise UserError(f"--out-item {item} needs --out FILE")
         return None
     item = item or ("metrics" if path.endswith(".json") else "pred")
+    if scope == "mmseg" and item == "pred":
+        if Path(path).suffix:
+            raise UserError(
+                f"--out must be a folder for mmseg's predictions or end in .json for metrics, got "
+                f"{path}"
+            )
+        check_output(path, "--out", folder=True)
+        return "masks"
     if not path.endswith(SUFFIXES[item]):
         raise UserError(
             f"--out must end in .pkl for predictions or in .json for metrics, got {path}"
@@ -122,8 +140,22 @@ def _draw_predictions(config: Config, args: argparse.Namespace) -> None:
     hook.update(show=args.show, wait_time=args.wait_time, interval=args.interval)
     if config.get("default_scope") == "mmdet":
         hook.update(draw=True, test_out_dir=folder)
+    elif config.get("default_scope") == "mmseg":
+        hook.update(draw=True)
+        # Where a training is configured, mmseg's hook builds it, data included.
+        for field in ("train_cfg", "train_dataloader", "optim_wrapper", "param_scheduler"):
+            config[field] = None
+        if folder:  # below it, in vis_data/vis_image
+            config.visualizer.save_dir = folder
     else:
         hook.update(enable=True, out_dir=folder)
+
+
+def _save_masks(config: Config, folder: str) -> None:
+    """Lets mmseg's metric write the predicted class of every pixel, one PNG for each image."""
+    evaluators = config.test_evaluator
+    evaluators = evaluators if isinstance(evaluators, list) else [evaluators]
+    evaluators[0].output_dir = folder
 
 
 def _use_tta(config: Config) -> None:

@@ -1,4 +1,4 @@
-"""Train a model from a config of mmpretrain's or mmdet's form."""
+"""Train a model from a config of mmpretrain's, mmdet's or mmseg's form."""
 
 from __future__ import annotations
 

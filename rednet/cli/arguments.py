@@ -11,7 +11,7 @@ from mmengine.config import DictAction
 from rednet.errors import UserError
 
 DEFAULT_SIZE = (224, 224)
-DEFAULT_SIZES = {"mmdet": (800, 1280)}
+DEFAULT_SIZES = {"mmdet": (800, 1280), "mmseg": (1024, 2048)}
 
 
 class OptionsAction(DictAction):
@@ -53,7 +53,7 @@ def config_parser(description: str | None) -> argparse.ArgumentParser:
     """
     summary, _, details = (description or "").partition("\n\n")
     parser = argparse.ArgumentParser(description=summary, epilog=details)
-    parser.add_argument("config", help="config file, of mmpretrain's or mmdet's form")
+    parser.add_argument("config", help="config file, of mmpretrain's, mmdet's or mmseg's form")
     add_config_options(parser)
     return parser
 

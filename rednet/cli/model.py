@@ -10,7 +10,7 @@ from mmengine.registry import MODELS, init_default_scope
 from mmengine.runner import load_checkpoint
 from torch import nn
 
-from rednet.cli.preflight import check_scope
+from rednet.cli.preflight import check_pretrained, check_scope
 from rednet.errors import UserError
 
 
@@ -19,10 +19,12 @@ def build_model(config: Config) -> nn.Module:
 
     Raises:
         MissingDependencyError: If that library is not installed.
+        UserError: If the backbone does not accept mmseg's ``model.pretrained``.
     """
     scope = config.get("default_scope")
     check_scope(scope)
     init_default_scope(scope or "mmengine")
+    check_pretrained(config)
     return MODELS.build(config.model)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+import inspect
 import os
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -13,14 +14,14 @@ from typing import Any
 import torch
 from mmengine.config import Config
 from mmengine.dataset import BaseDataset
-from mmengine.registry import DATASETS
+from mmengine.registry import DATASETS, MODELS
 
 from rednet.cli.config import dataset_configs
 from rednet.cli.paths import check_checkpoint
 from rednet.errors import MissingDependencyError, UserError, first_names
 
 DEMO = "configs/demo/rednet26_digits.py"
-DETECTION_DATA = "tools/dataset_converters/make_digits_coco.py"
+DIGITS_ON_PHOTOGRAPHS = "tools/dataset_converters/make_digits_coco.py"
 # What pip calls the libraries whose scope has another name.
 DISTRIBUTIONS = {"mmseg": "mmsegmentation", "mmaction": "mmaction2"}
 NEED_OPERATORS = ("mmdet", "mmseg")
@@ -45,11 +46,14 @@ def check_config(config: Config, loaders: Sequence[str]) -> list[str]:
     """
     scope = config.get("default_scope")
     check_scope(scope)
+    check_pretrained(config)
     folders = {}
     for loader in loaders:
         for dataset in dataset_configs(config, loader):
             lazy = _build_lazily(dataset, scope)
             _check_paths(loader, lazy)
+            if scope == "mmseg":
+                _check_pixel_classes(loader, lazy, config)
             if _has_class_folders(lazy, scope):
                 folders[loader] = _class_folders(loader, lazy)
     if "train_dataloader" in loaders:
@@ -91,6 +95,33 @@ def _check_operators(scope: str) -> None:
         ) from error
 
 
+def check_pretrained(config: Config) -> None:
+    """Checks that ``model.pretrained``, which mmseg gives to the backbone, is one it accepts.
+
+    Raises:
+        UserError: If not.
+    """
+    model = config.get("model") or {}
+    backbone = model.get("backbone")
+    if not model.get("pretrained") or not isinstance(backbone, Mapping):
+        return
+    with MODELS.switch_scope_and_registry(config.get("default_scope")) as registry:
+        constructor = registry.get(backbone["type"])
+    if constructor is None or _accepts_pretrained(constructor):
+        return
+    raise UserError(
+        f"model.pretrained={model['pretrained']!r} is not an argument of {backbone['type']}: "
+        "--cfg-options model.pretrained=None, and model.backbone.init_cfg names a checkpoint"
+    )
+
+
+def _accepts_pretrained(constructor: Any) -> bool:
+    parameters = inspect.signature(constructor).parameters
+    return "pretrained" in parameters or any(
+        each.kind is each.VAR_KEYWORD for each in parameters.values()
+    )
+
+
 # ---- files
 
 
@@ -116,10 +147,12 @@ def _check_paths(loader: str, dataset: Any) -> None:
 def _no_data(loader: str, dataset: BaseDataset, problem: str) -> str:
     root = dataset.data_root or "."
     layout, advice = "", f"try {DEMO}, which needs no data"
-    if not dataset.ann_file:
+    if "seg_map_path" in (dataset.data_prefix or {}):
+        advice = f"make data for configs/demo: python {DIGITS_ON_PHOTOGRAPHS} --semantic"
+    elif not dataset.ann_file:
         layout = f" {root} must hold train/<class>/*.JPEG and val/<class>/*.JPEG."
     elif dataset.ann_file.endswith(".json"):  # COCO's format
-        advice = f"make data for the detectors in configs/demo: python {DETECTION_DATA}"
+        advice = f"make data for the detectors in configs/demo: python {DIGITS_ON_PHOTOGRAPHS}"
     return (
         f"{problem}, where {loader} looks for its data.{layout} Give another folder with "
         f"--cfg-options train_dataloader.dataset.data_root=FOLDER, or {advice}"
@@ -228,6 +261,18 @@ def check_classes(
         f"{first} holds {found} class folders, and model.head.num_classes is {head_classes}: "
         f"{head_classes - found} outputs stay unused; {advice} makes the head fit"
     ]
+
+
+def _check_pixel_classes(loader: str, dataset: Any, config: Config) -> None:
+    """Checks that every class of a segmentation data set is an output of the decode head."""
+    head = (config.get("model") or {}).get("decode_head")
+    outputs = head.get("num_classes") if isinstance(head, Mapping) else None
+    classes = len(dataset.metainfo.get("classes") or ())
+    if outputs is not None and classes > outputs:
+        raise UserError(
+            f"{loader} has {classes} classes, and model.decode_head.num_classes is {outputs}: "
+            f"--cfg-options model.decode_head.num_classes={classes}"
+        )
 
 
 def _only_in(folder: str, names: Sequence[str], others: Sequence[str]) -> str:

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from mmengine.structures import BaseDataElement, InstanceData
+from mmengine.structures import BaseDataElement, InstanceData, PixelData
 
 from rednet.errors import UserError
 
@@ -20,10 +20,11 @@ def random_batch(scope: str | None, sizes: Sequence[Size], objects: int = 10) ->
     """Makes what a data loader would give.
 
     Args:
-        scope: The library whose models take it, ``'mmpretrain'`` or ``'mmdet'``.
+        scope: The library whose models take it, ``'mmpretrain'``, ``'mmdet'`` or ``'mmseg'``.
         sizes: Height and width of each image.
         objects: Annotated objects in each image, for a detector: boxes of an eighth to a half of
-            the image's sides, with a mask that fills the box, of the first ten classes.
+            the image's sides, with a mask that fills the box, of the first ten classes. For a
+            segmentor, every pixel has one of these classes.
 
     Returns:
         ``inputs``, uint8 images (3, H, W), and ``data_samples``.
@@ -31,11 +32,15 @@ def random_batch(scope: str | None, sizes: Sequence[Size], objects: int = 10) ->
     Raises:
         UserError: If no such batch is known for the scope.
     """
-    if scope not in ("mmpretrain", "mmdet"):
-        raise UserError(f"there are random batches for mmpretrain and mmdet, not for {scope}")
+    if scope not in ("mmpretrain", "mmdet", "mmseg"):
+        raise UserError(
+            f"there are random batches for mmpretrain, mmdet and mmseg, not for {scope}"
+        )
     inputs = [torch.randint(256, (3, *size), dtype=torch.uint8) for size in sizes]
     if scope == "mmpretrain":
         return dict(inputs=torch.stack(inputs), data_samples=[_classified(each) for each in sizes])
+    if scope == "mmseg":
+        return dict(inputs=inputs, data_samples=[_segmented(each) for each in sizes])
     return dict(inputs=inputs, data_samples=[_detected(each, objects) for each in sizes])
 
 
@@ -66,4 +71,12 @@ def _detected(size: Size, objects: int) -> BaseDataElement:
     sample.ignored_instances = InstanceData(
         bboxes=torch.zeros(0, 4), labels=torch.zeros(0, dtype=torch.long)
     )
+    return sample
+
+
+def _segmented(size: Size) -> BaseDataElement:
+    from mmseg.structures import SegDataSample
+
+    sample = SegDataSample(metainfo=dict(img_shape=size, ori_shape=size))
+    sample.gt_sem_seg = PixelData(data=torch.randint(_CLASSES, (1, *size)))
     return sample

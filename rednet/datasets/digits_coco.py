@@ -1,4 +1,4 @@
-"""A generated detection data set in COCO's format: handwritten digits on photographs.
+"""A generated data set, handwritten digits on photographs, with COCO's annotations or class maps.
 
 The digits and the photographs come with scikit-learn. Training and validation images share neither
 digits nor parts of the photographs.
@@ -21,6 +21,7 @@ from rednet.datasets.digits import Digits
 from rednet.errors import UserError
 
 CLASSES = Digits.METAINFO["classes"]
+SEMANTIC = "semantic"
 # 65500 is libjpeg's limit.
 SIDES = (64, 65500)
 MOST_DIGITS = 5
@@ -33,6 +34,7 @@ CROWD_SHARE = 0.1
 LARGEST_TURN = 12.0  # degrees
 ATTEMPTS = 20
 JPEG_QUALITY = 95
+BACKGROUND, IGNORED = 0, 255  # labels of a class map beside those of the digits
 # Polygons are traced on a grid that is finer than the pixels by this factor.
 TRACE_SCALE = 4
 
@@ -67,8 +69,11 @@ def write_digits_coco(
     size: Size = (128, 128),
     seed: int = 0,
     overwrite: bool = False,
+    semantic: bool = False,
 ) -> None:
     """Writes ``<split>/*.jpg`` and ``annotations/instances_<split>.json`` below a folder.
+
+    With ``semantic``, also ``semantic/<split>/*.png``: the class of every pixel, in mmseg's form.
 
     Every image depends only on the seed, the split and its number: a larger data set begins with
     the images of a smaller one, and two runs write the same bytes.
@@ -79,6 +84,7 @@ def write_digits_coco(
         size: Height and width of the images in pixels, 64 to 65500 each.
         seed: Random seed, at least 0.
         overwrite: Whether an existing data set may be replaced. All its images are removed first.
+        semantic: Whether to write class maps as well; see :func:`class_map`.
 
     Raises:
         UserError: If an argument is out of range, annotations exist already or a file cannot be
@@ -100,7 +106,7 @@ def write_digits_coco(
     try:
         for split, count in images.items():
             _remove_split(Path(folder), split)
-            _write_split(Path(folder), split, count, size, seed)
+            _write_split(Path(folder), split, count, size, seed, semantic)
     except OSError as error:
         raise UserError(f"cannot write below {folder}: {error.strerror or error}") from error
 
@@ -111,16 +117,18 @@ def annotation_file(folder: str | Path, split: str) -> Path:
 
 
 def _remove_split(folder: Path, split: str) -> None:
-    """Removes the annotations and the numbered images, and no other files."""
+    """Removes the annotations, the numbered images and class maps, and no other files."""
     annotation_file(folder, split).unlink(missing_ok=True)
-    for path in (folder / split).glob("*.jpg"):
+    for path in (*folder.glob(f"{split}/*.jpg"), *folder.glob(f"{SEMANTIC}/{split}/*.png")):
         if path.stem.isdigit():
             path.unlink()
 
 
-def _write_split(folder: Path, split: str, count: int, size: Size, seed: int) -> None:
-    (folder / split).mkdir(parents=True, exist_ok=True)
-    (folder / "annotations").mkdir(exist_ok=True)
+def _write_split(
+    folder: Path, split: str, count: int, size: Size, seed: int, semantic: bool
+) -> None:
+    for name in (split, "annotations", *([f"{SEMANTIC}/{split}"] if semantic else [])):
+        (folder / name).mkdir(parents=True, exist_ok=True)
     images: list[dict] = []
     annotations: list[dict] = []
     drawn = track(scenes(split, count, size, seed), f"{split}:", total=count)
@@ -128,6 +136,9 @@ def _write_split(folder: Path, split: str, count: int, size: Size, seed: int) ->
         name = f"{number:06d}.jpg"
         _, content = cv2.imencode(".jpg", scene.image, [cv2.IMWRITE_JPEG_QUALITY, JPEG_QUALITY])
         (folder / split / name).write_bytes(content.tobytes())
+        if semantic:
+            path = folder / SEMANTIC / split / f"{number:06d}.png"
+            path.write_bytes(cv2.imencode(".png", class_map(scene))[1].tobytes())
         images.append(dict(id=number, file_name=name, height=size[0], width=size[1]))
         for item in scene.items:
             identity = dict(id=len(annotations) + 1, image_id=number)
@@ -332,6 +343,21 @@ def run_lengths(mask: np.ndarray) -> dict[str, list[int]]:
     changes = np.flatnonzero(np.diff(pixels, prepend=0))
     counts = np.diff(changes, prepend=0, append=len(pixels))
     return dict(size=list(mask.shape), counts=counts.tolist())
+
+
+def class_map(scene: Scene) -> np.ndarray:
+    """Returns the class of every pixel of an image.
+
+    Args:
+        scene: The image with its objects.
+
+    Returns:
+        uint8 (H, W): 0 for the background, 1 to 10 for the digits, 255 (ignored) for crowds.
+    """
+    labels = np.full(scene.image.shape[:2], BACKGROUND, np.uint8)
+    for item in scene.items:
+        labels[item.mask] = IGNORED if item.crowd else item.label + 1
+    return labels
 
 
 # ---- checking

@@ -30,6 +30,14 @@ def test_a_classification_batch_has_labels() -> None:
     assert all(0 <= int(each.gt_label) < 10 for each in batch["data_samples"])
 
 
+def test_a_segmentation_batch_has_a_class_for_every_pixel() -> None:
+    pytest.importorskip("mmseg")
+    batch = random_batch("mmseg", [(8, 9)] * 2)
+    assert [tuple(each.shape) for each in batch["inputs"]] == [(3, 8, 9)] * 2
+    labels = batch["data_samples"][1].gt_sem_seg.data
+    assert labels.shape == (1, 8, 9) and labels.min() >= 0 and labels.max() < 10
+
+
 def test_another_library_is_refused() -> None:
-    with pytest.raises(UserError, match="not for mmseg"):
-        random_batch("mmseg", [(8, 8)])
+    with pytest.raises(UserError, match="not for mmaction"):
+        random_batch("mmaction", [(8, 8)])

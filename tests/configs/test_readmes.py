@@ -22,7 +22,7 @@ pytest.importorskip("mmpretrain")
 
 ROOT = Path(__file__).resolve().parents[2]
 CONFIGS = ROOT / "configs"
-FOLDERS = [CONFIGS, CONFIGS / "variants", CONFIGS / "detection"]
+FOLDERS = [CONFIGS, CONFIGS / "variants", CONFIGS / "detection", CONFIGS / "segmentation"]
 # Of mmcv's deformable convolution no FLOPs are counted.
 UNCOUNTED = "resnet50_saconv-deform_imagenet"
 # Counting a detector at its full size takes seconds: one stands for all.
@@ -76,7 +76,7 @@ def test_readme_rounds_what_the_metafile_says(folder: Path) -> None:
         row, metadata = rows(folder)[name], model["Metadata"]
         assert model["Config"] == str((folder / f"{name}.py").relative_to(ROOT))
         assert row["params (M), counted"] == f"{metadata['Parameters'] / 1e6:.2f}"
-        digits = 1 if folder.name == "detection" else 2
+        digits = 1 if folder.name in ("detection", "segmentation") else 2
         flops = metadata.get("FLOPs")
         expected = "not counted" if flops is None else f"{flops / 1e9:.{digits}f}"
         assert row["FLOPs (G), counted"] == expected
@@ -84,6 +84,7 @@ def test_readme_rounds_what_the_metafile_says(folder: Path) -> None:
             "top-1 (%), published": "Top 1 Accuracy",
             "box AP, published": "box AP",
             "mask AP, published": "mask AP",
+            "mIoU, published": "mIoU",
         }
         metrics = {
             key: value

@@ -51,6 +51,10 @@ def test_the_index_names_what_the_configs_build() -> None:
         variant = models.pop(path.stem)
         assert variant.config == str(path.relative_to(ROOT))
         assert [result.task for result in variant.results] == ["Image Classification"]
+    for path in (ROOT / "configs/segmentation").glob("*.py"):
+        segmentor = models.pop(path.stem)
+        assert segmentor.config == str(path.relative_to(ROOT))
+        assert [result.task for result in segmentor.results] == ["Semantic Segmentation"]
     detectors = (ROOT / "configs/detection").glob("*_rednet50_*.py")
     assert sorted(models) == sorted(each.stem for each in detectors)
     for name, model in models.items():

@@ -45,7 +45,8 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         type=int,
         nargs="+",
         metavar="PIXELS",
-        help="height and width of the image, or one number for both (224; for detectors 800 1280)",
+        help="height and width of the image, or one number for both (224; for detectors 800 "
+        "1280, for segmentors 1024 2048)",
     )
     parser.add_argument(
         "--table",

@@ -1,7 +1,7 @@
 """Make a detection data set in COCO's format: handwritten digits on photographs.
 
-Digits and photographs come with scikit-learn; nothing is downloaded. The same options always give
-the same files.
+With --semantic it is a segmentation data set in mmseg's form as well. Digits and photographs come
+with scikit-learn; nothing is downloaded. The same options always give the same files.
 
 The photographs are scikit-learn's, by danielbuechele and vultilion, under CC BY 2.0.
 """
@@ -22,7 +22,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     args = _parse(arguments)
     check_output(args.folder, "the folder", folder=True)
     images = dict(train=args.train, val=args.val)
-    write_digits_coco(args.folder, images, tuple(args.size), args.seed, args.overwrite)
+    write_digits_coco(
+        args.folder, images, tuple(args.size), args.seed, args.overwrite, args.semantic
+    )
     for split in images:
         path = annotation_file(args.folder, split)
         counts = check_annotations(path)
@@ -51,6 +53,11 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         help="seed of everything random, at least 0 (%(default)s)",
     )
     parser.add_argument("--overwrite", action="store_true", help="replace an existing data set")
+    parser.add_argument(
+        "--semantic",
+        action="store_true",
+        help="write the class of every pixel to semantic/train and semantic/val too, for mmseg",
+    )
     return parser.parse_args(arguments)
 
 

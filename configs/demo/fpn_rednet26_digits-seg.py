@@ -1,0 +1,56 @@
+"""Semantic FPN with a narrow RedNet-26 on digits on photographs, for 2 CPU cores."""
+
+_base_ = [
+    "mmseg::_base_/models/fpn_r50.py",
+    "mmseg::_base_/default_runtime.py",
+    "../_base_/datasets/digits_seg.py",
+    "../_base_/schedules/demo_detection.py",
+    "../_base_/segmentation.py",
+]
+
+model = dict(
+    data_preprocessor=dict(size=(128, 128)),
+    pretrained=None,
+    backbone=dict(
+        _delete_=True,
+        type="RedNet",
+        depth=26,
+        stem_channels=32,
+        base_channels=16,
+        out_indices=(0, 1, 2, 3),
+    ),
+    neck=dict(in_channels=[64, 128, 256, 512], out_channels=48),
+    decode_head=dict(
+        in_channels=[48, 48, 48, 48],
+        channels=48,
+        num_classes=11,
+        norm_cfg=dict(type="BN"),
+    ),
+)
+
+# mmseg has them in its schedules, by iteration.
+default_hooks = dict(
+    timer=dict(type="IterTimerHook"),
+    logger=dict(type="LoggerHook", interval=50),
+    param_scheduler=dict(type="ParamSchedulerHook"),
+    checkpoint=dict(type="CheckpointHook", interval=1, max_keep_ckpts=1),
+    sampler_seed=dict(type="DistSamplerSeedHook"),
+    visualization=dict(type="SegVisualizationHook"),
+)
+log_processor = dict(by_epoch=True)
+env_cfg = dict(cudnn_benchmark=False)
+
+epochs = 6
+param_scheduler = [
+    dict(type="LinearLR", start_factor=0.01, by_epoch=False, begin=0, end=100),
+    dict(
+        type="CosineAnnealingLR",
+        by_epoch=True,
+        begin=0,
+        end=epochs,
+        T_max=epochs,
+        convert_to_iter_based=True,
+    ),
+]
+train_cfg = dict(max_epochs=epochs, val_interval=epochs)
+optim_wrapper = dict(optimizer=dict(lr=2e-3))
