@@ -78,6 +78,7 @@ def read_state_dict(path: str | Path) -> dict[str, Tensor]:
 
 
 def _read(path: str | Path) -> Any:
+    allow_log_types()
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # torch warns about a pickle that is not a checkpoint
@@ -124,5 +125,15 @@ def _under_the_name(module: str, name: str, function: Callable) -> Callable:
     return alias
 
 
-if can_name_types():
-    torch.serialization.add_safe_globals(list(_types_in_a_log()))
+def allow_log_types() -> None:
+    """Allows the types of a training log in this process, where this torch can.
+
+    Called at import, so that mmengine reads its checkpoints, and before each read here: forks of
+    mmengine allow the same types while they read and then no more.
+    """
+    if can_name_types():
+        torch.serialization.add_safe_globals(_LOG_TYPES)
+
+
+_LOG_TYPES = list(_types_in_a_log())
+allow_log_types()

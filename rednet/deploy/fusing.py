@@ -16,7 +16,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from rednet.errors import ArgumentError
 from rednet.layers.acblock import ACBlock
 from rednet.layers.base import ConvLayer
-from rednet.layers.folding import fold, scale_and_shift, uses_running_statistics
+from rednet.layers.folding import fold, is_foldable, scale_and_shift
 from rednet.models.swap_conv import replace_modules
 from rednet.registry import MODELS
 
@@ -168,7 +168,7 @@ def _convolution(module: nn.Module) -> nn.Conv2d | None:
 
 
 def _foldable(parent: nn.Module, convolution: nn.Conv2d, norm: nn.Module) -> bool:
-    if not isinstance(norm, _BatchNorm) or not uses_running_statistics(norm):
+    if not isinstance(norm, _BatchNorm) or not is_foldable(norm):
         return False
     if isinstance(parent, ConvModule):
         return parent.order.index("norm") == parent.order.index("conv") + 1

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from rednet.errors import ArgumentError
-from rednet.layers.base import ConvLayer
-from rednet.layers.folding import scale_and_shift, scale_filters, uses_running_statistics
+from rednet.layers.base import ConvLayer, is_unmodified
+from rednet.layers.folding import is_foldable, scale_and_shift, scale_filters
 from rednet.ops.geometry import IntOrPair, Pair
 from rednet.ops.tracing import is_exporting
 from rednet.registry import CONV_LAYERS
@@ -84,8 +87,8 @@ class ACBlock(ConvLayer):
         self.gamma_init = gamma_init
         self.use_affine = use_affine
         if deploy:
-            weight = torch.empty(self.plain_weight_shape)
-            self.fused_conv = self.plain_convolution(weight, torch.empty(out_channels))
+            weight, shift = torch.empty(self.plain_weight_shape), torch.empty(out_channels)
+            self.fused_conv = self.plain_convolution(weight, shift, is_padded=True)
         else:
             self._add_branches()
         self.init_weights()
@@ -97,20 +100,41 @@ class ACBlock(ConvLayer):
         self.ver_bn = nn.BatchNorm2d(self.out_channels, affine=self.use_affine)
         self.hor_bn = nn.BatchNorm2d(self.out_channels, affine=self.use_affine)
         height, width = self.kernel_size
-        self.square_conv = self._branch((height, width))
-        self.ver_conv = self._branch((height, 1))
-        self.hor_conv = self._branch((1, width))
+        padding = self.kernel_padding
+        self.square_conv = self._branch((height, width), padding)
+        self.ver_conv = self._branch((height, 1), self._thin_padding(1)[0])
+        self.hor_conv = self._branch((1, width), self._thin_padding(0)[0])
 
-    def _branch(self, kernel_size: Pair) -> nn.Conv2d:
+    def _branch(self, kernel_size: Pair, padding: Pair) -> nn.Conv2d:
         return nn.Conv2d(
             self.in_channels,
             self.out_channels,
             kernel_size,
             self.stride,
-            dilation=self.dilation,
-            groups=self.groups,
+            padding,
+            self.dilation,
+            self.groups,
             bias=False,
         )
+
+    def _thin_padding(self, side: int) -> tuple[Pair, tuple[int, ...]]:
+        """Padding of a thin branch: its kernel lies on the element ``kernel_size // 2`` of a side.
+
+        Args:
+            side: The side along which its kernel has one element.
+
+        Returns:
+            What the branch's convolution adds, and what ``F.pad`` has to add before: a negative
+            amount crops.
+        """
+        padding = self.kernel_padding
+        before = self.dilation[side] * (self.kernel_size[side] // 2)
+        after = self.dilation[side] * (self.kernel_size[side] - 1) - before
+        first, last = padding[side] - before, padding[side] - after
+        own = list(padding)
+        own[side] = first if first == last >= 0 else 0
+        explicit = () if first == last >= 0 else (first, last)
+        return (own[0], own[1]), (0, 0, *explicit) if explicit and side == 0 else explicit
 
     def init_weights(self) -> None:
         """The initialization of ``nn.Conv2d`` and ``nn.BatchNorm2d``, and ``gamma_init``."""
@@ -120,50 +144,42 @@ class ACBlock(ConvLayer):
             if isinstance(module, nn.BatchNorm2d) and self.gamma_init is not None:
                 nn.init.constant_(module.weight, self.gamma_init)
 
-    def forward(self, input: Tensor) -> Tensor:
-        """Maps (N, in_channels, H, W) to (N, out_channels, Ho, Wo)."""
-        self.check_input(input)
+    def convolve_checked(self, input: Tensor) -> Tensor:
+        """Computes the output, (N, out_channels, Ho, Wo)."""
         if self.deploy:
             return self.fused_conv(input)
         if self._pays_to_fuse(input):
             return self.convolve(input, *self.fuse())
-        padded, padding = self.pad(input)
-        square, ver, hor = self._norms()
-        output = square(self._convolved(padded, self.square_conv, padding))
-        # In place, because no norm keeps its output: fresh memory costs more than the sum.
-        output.add_(ver(self._thin(padded, self.ver_conv, padding, 1)))
-        return output.add_(hor(self._thin(padded, self.hor_conv, padding, 0)))
+        padded, _ = self.pad(input)
+        square = self.square_bn(self.square_conv(padded))
+        ver = self.ver_bn(self.ver_conv(self._cropped(padded, 1)))
+        hor = self.hor_bn(self.hor_conv(self._cropped(padded, 0)))
+        if is_unmodified(self.square_bn, nn.BatchNorm2d):
+            # A batch norm does not keep its output, and fresh memory costs more than the sum.
+            return square.add_(ver).add_(hor)
+        return square + ver + hor
+
+    def _cropped(self, padded: Tensor, side: int) -> Tensor:
+        explicit = self._thin_padding(side)[1]
+        return F.pad(padded, explicit) if explicit else padded
 
     def _pays_to_fuse(self, input: Tensor) -> bool:
         """Whether one convolution gives the output, and takes less time with the fusing.
 
         An exported graph keeps the branches: it is for ``switch_to_deploy`` to fuse them for good.
         """
-        if is_exporting() or not all(uses_running_statistics(norm) for norm in self._norms()):
+        if is_exporting() or not all(map(is_foldable, self._norms())):
+            return False
+        convolutions = (self.square_conv, self.ver_conv, self.hor_conv)
+        if not all(is_unmodified(each, nn.Conv2d) for each in convolutions):
+            return False
+        if not all(is_unmodified(each, type(each)) for each in self._norms()):
             return False
         height, width = self.output_size(input.shape[2], input.shape[3])
         return height * width >= FUSED_FROM_PIXELS
 
-    def _norms(self) -> tuple[nn.BatchNorm2d, nn.BatchNorm2d, nn.BatchNorm2d]:
+    def _norms(self) -> tuple[Any, Any, Any]:
         return self.square_bn, self.ver_bn, self.hor_bn
-
-    def _thin(self, input: Tensor, convolution: nn.Conv2d, padding: Pair, side: int) -> Tensor:
-        """A thin branch: its kernel lies on the element ``kernel_size // 2`` of ``side``."""
-        before = self.dilation[side] * (self.kernel_size[side] // 2)
-        after = self.dilation[side] * (self.kernel_size[side] - 1) - before
-        first, last = padding[side] - before, padding[side] - after
-        left = list(padding)
-        if first == last >= 0:
-            left[side] = first
-        else:
-            left[side] = 0
-            # A negative amount crops.
-            input = F.pad(input, (0, 0, first, last) if side == 0 else (first, last))
-        return self._convolved(input, convolution, (left[0], left[1]))
-
-    def _convolved(self, input: Tensor, convolution: nn.Conv2d, padding: Pair) -> Tensor:
-        weight = convolution.weight
-        return F.conv2d(input, weight, None, self.stride, padding, self.dilation, self.groups)
 
     def fuse(self) -> tuple[Tensor, Tensor]:
         """The one convolution that the block is in eval mode.
@@ -171,6 +187,11 @@ class ACBlock(ConvLayer):
         Returns:
             Its weight, (out_channels, in_channels / groups, Kh, Kw), and bias, (out_channels,).
         """
+        for name, norm in zip(BRANCHES, self._norms(), strict=False):
+            if not is_foldable(norm):
+                raise ArgumentError(
+                    f"{name}_bn, a {type(norm).__name__}, depends on the input: it cannot be merged"
+                )
         # No zip: torch 2.1 does not compile its `strict`.
         folded = [scale_and_shift(norm) for norm in self._norms()]
         scales, shifts = [scale for scale, _ in folded], [shift for _, shift in folded]
@@ -186,14 +207,14 @@ class ACBlock(ConvLayer):
     def switch_to_deploy(self) -> nn.Module:
         """The block itself, with ``fused_conv`` in place of its branches."""
         if not self.deploy:
-            self.fused_conv = self.plain_convolution(*self.fuse())
+            self.fused_conv = self.plain_convolution(*self.fuse(), is_padded=True)
             for name in BRANCHES:
                 delattr(self, f"{name}_conv")
                 delattr(self, f"{name}_bn")
             self.deploy = True
         return self
 
-    def adapt_plain_state(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
+    def adapt_plain_state(self, state: dict[str, Tensor]) -> dict[str, Tensor] | None:
         """In eval mode the block computes what the convolution computed.
 
         The square branch is the convolution, and the thin ones are switched off: by their norms'
@@ -204,6 +225,8 @@ class ACBlock(ConvLayer):
         bias = state.get("bias", weight.new_zeros(self.out_channels))
         if self.deploy:
             return {"fused_conv.weight": weight, "fused_conv.bias": bias}
+        if not all(isinstance(norm, _BatchNorm) for norm in self._norms()):
+            return None  # other norms cannot be told to pass their input on
         adapted = {"square_conv.weight": weight}
         for name, norm in zip(BRANCHES, self._norms(), strict=True):
             adapted[f"{name}_bn.running_mean"] = torch.zeros_like(bias)

@@ -6,7 +6,8 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch.nn.functional as F
-from torch import Tensor, nn
+from mmcv.cnn.bricks.conv2d_adaptive_padding import Conv2dAdaptivePadding
+from torch import Tensor, fx, nn
 
 from rednet.arguments import positive_int
 from rednet.errors import ArgumentError
@@ -20,21 +21,23 @@ class ConvLayer(nn.Module):
     """Base of the layers that stand in for ``nn.Conv2d``.
 
     It checks and keeps ``nn.Conv2d``'s arguments under ``nn.Conv2d``'s attribute names. A subclass
-    adds its parameters, ``forward`` and ``init_weights``.
+    adds its parameters, ``convolve_checked`` and ``init_weights``.
 
     Args:
         in_channels: Channels of the input.
         out_channels: Channels of the output.
         kernel_size: Height and width of the kernel.
         stride: Step between output pixels.
-        padding: Pixels added on both ends of each side, or ``'same'`` or ``'valid'``.
+        padding: Pixels added on both ends of each side, or ``'same'`` or ``'valid'``, or
+            ``'adaptive'``: zeros by the size of the input, so that the output has ceil(H / stride)
+            rows, as in mmcv's ``Conv2dAdaptivePadding`` and TensorFlow.
         dilation: Distance between kernel elements.
         groups: Blocks that the channels are split into.
         padding_mode: ``'zeros'``, ``'reflect'``, ``'replicate'`` or ``'circular'``.
 
     Raises:
         TypeError: If an argument has the wrong type.
-        ArgumentError: If an argument has a value that ``nn.Conv2d`` does not accept.
+        ArgumentError: If an argument has a value that cannot be used.
     """
 
     transposed = False
@@ -71,8 +74,14 @@ class ConvLayer(nn.Module):
     def _checked_padding(self, padding: str | IntOrPair) -> str | Pair:
         if not isinstance(padding, str):
             return pair("padding", padding, minimum=0)
-        if padding not in ("same", "valid"):
-            raise ArgumentError(f"padding must be ints, 'same' or 'valid', got {padding!r}")
+        if padding not in ("same", "valid", "adaptive"):
+            raise ArgumentError(
+                f"padding must be ints, 'same', 'valid' or 'adaptive', got {padding!r}"
+            )
+        if padding == "adaptive" and self.padding_mode != "zeros":
+            raise ArgumentError(
+                f"padding='adaptive' adds zeros, got padding_mode={self.padding_mode!r}"
+            )
         if padding == "same" and self.stride != (1, 1):
             raise ArgumentError(f"padding='same' needs stride 1, got stride={self.stride}")
         return padding
@@ -82,8 +91,36 @@ class ConvLayer(nn.Module):
         raise NotImplementedError
 
     def forward(self, input: Tensor) -> Tensor:
-        """Maps (N, in_channels, H, W) to (N, out_channels, Ho, Wo), as ``nn.Conv2d`` does."""
+        """Maps (N, in_channels, H, W) to (N, out_channels, Ho, Wo), as ``nn.Conv2d`` does.
+
+        While torch.fx traces, the layer is one node of the graph, as PyTorch's own layers are: how
+        it computes depends on shapes that a trace does not have.
+
+        Raises:
+            ValueError: If the input is not (N, in_channels, H, W) or is smaller than the kernel.
+        """
+        if isinstance(input, fx.Proxy):
+            tracer = input.tracer
+            return tracer.create_proxy("call_module", tracer.path_of_module(self), (input,), {})
+        if self.padding == "adaptive":
+            input = self._pad_adaptively(input)
+        self.check_input(input)
+        return self.convolve_checked(input)
+
+    def convolve_checked(self, input: Tensor) -> Tensor:
+        """Computes the output for an input that :meth:`check_input` accepts."""
         raise NotImplementedError
+
+    def _pad_adaptively(self, input: Tensor) -> Tensor:
+        """Adds the zeros with which the output has ceil(H / stride) rows, and columns likewise."""
+        before, after = [], []
+        for side in (0, 1):
+            length, stride = input.shape[2 + side], self.stride[side]
+            last_start = (length + stride - 1) // stride * stride - stride
+            missing = max(last_start + self._same_padding(side) + 1 - length, 0)
+            before.append(missing // 2)
+            after.append(missing - missing // 2)
+        return F.pad(input, (before[1], after[1], before[0], after[0]))
 
     @property
     def padding_before(self) -> Pair:
@@ -120,6 +157,13 @@ class ConvLayer(nn.Module):
             return input, before
         mode = "constant" if self.padding_mode == "zeros" else self.padding_mode
         return F.pad(input, (before[1], after[1], before[0], after[0]), mode=mode), (0, 0)
+
+    @property
+    def kernel_padding(self) -> Pair:
+        """The zeros that a kernel adds on both ends of each side; :meth:`pad` adds the rest."""
+        before = self.padding_before
+        is_symmetric = before == self.padding_after
+        return before if self.padding_mode == "zeros" and is_symmetric else (0, 0)
 
     def output_size(self, height: int, width: int) -> Pair:
         """The height and width of the output for an input of this size."""
@@ -201,15 +245,24 @@ class ConvLayer(nn.Module):
         """Shape of the weight of the ``nn.Conv2d`` that this layer stands in for."""
         return (self.out_channels, self.in_channels // self.groups, *self.kernel_size)
 
-    def plain_convolution(self, weight: Tensor, bias: Tensor | None = None) -> nn.Conv2d:
-        """The ``nn.Conv2d`` of this layer's geometry with these weights."""
+    def plain_convolution(
+        self, weight: Tensor, bias: Tensor | None = None, *, is_padded: bool = False
+    ) -> nn.Conv2d:
+        """The ``nn.Conv2d`` of this layer's geometry with these weights.
+
+        Args:
+            weight: Shape (out_channels, in_channels / groups, Kh, Kw).
+            bias: Shape (out_channels,).
+            is_padded: Whether the convolution gets input that is adaptively padded already.
+        """
+        is_adaptive = self.padding == "adaptive"
         convolution = nn.utils.skip_init(
-            nn.Conv2d,
+            Conv2dAdaptivePadding if is_adaptive and not is_padded else nn.Conv2d,
             self.in_channels,
             self.out_channels,
             self.kernel_size,
             self.stride,
-            self.padding,
+            0 if is_adaptive else self.padding,
             self.dilation,
             self.groups,
             bias=bias is not None,
@@ -301,6 +354,25 @@ def global_average(input: Tensor) -> Tensor:
     return input.mean((2, 3), keepdim=True)
 
 
-def pointwise(convolution: nn.Conv2d, vectors: Tensor) -> Tensor:
-    """A 1 x 1 convolution of single pixels, (N, C) to (N, O); a product is faster to call."""
-    return F.linear(vectors, convolution.weight.flatten(1), convolution.bias)
+def pointwise(convolution: Any, vectors: Tensor) -> Tensor:
+    """A 1 x 1 convolution of single pixels, (N, C) to (N, O).
+
+    A matrix product is faster to call. A convolution that somebody has changed is called itself.
+    """
+    if is_unmodified(convolution, nn.Conv2d):
+        return F.linear(vectors, convolution.weight.flatten(1), convolution.bias)
+    return convolution(vectors[:, :, None, None]).flatten(1)
+
+
+def is_unmodified(module: nn.Module, *types: type[nn.Module]) -> bool:
+    """Whether a child is what its layer built, so that calling it does what its weights say.
+
+    It is not if it was replaced (LoRA, another norm) or has hooks (profilers, pruning, recorders).
+    """
+    return type(module) in types and not (
+        module._forward_hooks
+        or module._forward_pre_hooks
+        or module._backward_hooks
+        or module._backward_pre_hooks
+        or "forward" in vars(module)
+    )

@@ -90,9 +90,8 @@ class CondConv2d(MixtureConvLayer):
             nn.init.uniform_(self.bias, -bound, bound)
         self.routing_fn.reset_parameters()
 
-    def forward(self, input: Tensor) -> Tensor:
-        """Maps (N, in_channels, H, W) to (N, out_channels, Ho, Wo)."""
-        self.check_input(input)
+    def convolve_checked(self, input: Tensor) -> Tensor:
+        """Computes the output, (N, out_channels, Ho, Wo)."""
         logits = self.routing_fn(input.mean((2, 3)))
         routing = torch.sigmoid(logits / self.temperature)
         bias = None if self.bias is None else routing @ self.bias

@@ -113,9 +113,8 @@ class ConvAWS2d(StandardizedConv):
             bound = self.weight[0].numel() ** -0.5
             nn.init.uniform_(self.bias, -bound, bound)
 
-    def forward(self, input: Tensor) -> Tensor:
-        """Maps (N, in_channels, H, W) to (N, out_channels, Ho, Wo)."""
-        self.check_input(input)
+    def convolve_checked(self, input: Tensor) -> Tensor:
+        """Computes the output, (N, out_channels, Ho, Wo)."""
         return self.convolve(input, self.kernel(), self.bias)
 
     def adapt_plain_state(self, state: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -96,9 +96,8 @@ class DynamicConv2d(MixtureConvLayer):
             nn.init.zeros_(self.bias)
         self.attention.init_weights()
 
-    def forward(self, input: Tensor) -> Tensor:
-        """Maps (N, in_channels, H, W) to (N, out_channels, Ho, Wo)."""
-        self.check_input(input)
+    def convolve_checked(self, input: Tensor) -> Tensor:
+        """Computes the output, (N, out_channels, Ho, Wo)."""
         routing = F.softmax(self.attention(input) / self.temperature, dim=1)
         bias = None if self.bias is None else routing @ self.bias
         return self.convolve_mixed(input, routing, bias)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
@@ -9,23 +11,27 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from rednet.ops.dtypes import accumulation_dtype
 
 
-def uses_running_statistics(norm: _BatchNorm) -> bool:
-    """Whether the norm uses its running statistics, so that it only scales and shifts."""
-    return not norm.training and norm.running_var is not None
+def is_foldable(norm: nn.Module) -> bool:
+    """Whether a norm now only scales and shifts, by its running statistics."""
+    if isinstance(norm, _BatchNorm):
+        return not norm.training and norm.running_var is not None
+    # torchvision's and detectron2's: buffers named as those of a batch norm, always in use.
+    return type(norm).__name__ == "FrozenBatchNorm2d"
 
 
-def scale_and_shift(norm: _BatchNorm) -> tuple[Tensor, Tensor]:
+def scale_and_shift(norm: Any) -> tuple[Tensor, Tensor]:
     """The scale and the shift that the norm applies in eval mode.
 
     Args:
-        norm: A batch norm with running statistics.
+        norm: A norm that :func:`is_foldable`.
 
     Returns:
         Two tensors, (C,), of float32 for a 16-bit norm and else of its dtype, through which the
         gradients of the norm's parameters flow.
     """
     mean, variance = norm.running_mean, norm.running_var
-    assert mean is not None and variance is not None  # get_buffer breaks torch 2.1's graph
+    # get_buffer breaks torch 2.1's graph
+    assert isinstance(mean, Tensor) and isinstance(variance, Tensor)
     dtype = accumulation_dtype(variance.dtype)
     scale = torch.rsqrt(variance.to(dtype) + norm.eps)
     if norm.weight is not None:

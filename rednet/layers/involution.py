@@ -113,9 +113,8 @@ class Involution2d(ConvLayer):
         if self.bias is not None:
             nn.init.zeros_(self.bias)
 
-    def forward(self, input: Tensor) -> Tensor:
-        """Maps (N, in_channels, H, W) to (N, out_channels, Ho, Wo)."""
-        self.check_input(input)
+    def convolve_checked(self, input: Tensor) -> Tensor:
+        """Computes the output, (N, out_channels, Ho, Wo)."""
         if self.in_channels != self.out_channels:
             input = self.projection(input)
         weight = self._generate_weight(input)

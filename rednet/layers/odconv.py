@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import torch
 import torch.nn.functional as F
+from mmengine.dist import get_world_size
 from mmengine.model import constant_init, kaiming_init
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from rednet.arguments import positive_int, positive_number
 from rednet.layers.base import pointwise
@@ -116,9 +118,8 @@ class ODConv2d(MixtureConvLayer):
             nn.init.zeros_(self.bias)
         self.attention.init_weights()
 
-    def forward(self, input: Tensor) -> Tensor:
-        """Maps (N, in_channels, H, W) to (N, out_channels, Ho, Wo)."""
-        self.check_input(input)
+    def convolve_checked(self, input: Tensor) -> Tensor:
+        """Computes the output, (N, out_channels, Ho, Wo)."""
         factors, routing = self.attention(input, self.temperature)
         if factors.taps is None and routing is None:
             return self._convolve_alike(input, factors)
@@ -190,7 +191,7 @@ class _Attention(nn.Module):
     def forward(self, input: Tensor, temperature: Tensor) -> tuple[Factors, Tensor | None]:
         """Computes the factors, and the kernels' shares (N, kernels), for (N, channels, H, W)."""
         squeezed = pointwise(self.fc, input.mean((2, 3)))
-        hidden = F.relu(self._normalise(squeezed[:, :, None, None])).flatten(1)
+        hidden = F.relu(self._normalize(squeezed[:, :, None, None])).flatten(1)
 
         def logits(head: nn.Conv2d) -> Tensor:
             return pointwise(head, hidden) / temperature
@@ -203,11 +204,16 @@ class _Attention(nn.Module):
         )
         return factors, None if kernels is None else logits(kernels).softmax(1)
 
-    def _normalise(self, hidden: Tensor) -> Tensor:
+    def _normalize(self, hidden: Tensor) -> Tensor:
         bn = self.bn
-        if self.training and len(hidden) == 1 and isinstance(bn, nn.BatchNorm2d):
+        if self.training and len(hidden) == 1 and isinstance(bn, _BatchNorm) and _is_alone(bn):
             # One value per channel has no variance: see the layer's documentation.
             return F.batch_norm(
                 hidden, bn.running_mean, bn.running_var, bn.weight, bn.bias, eps=bn.eps
             )
         return bn(hidden)
+
+
+def _is_alone(norm: _BatchNorm) -> bool:
+    """Whether a norm sees the images of this process only."""
+    return not isinstance(norm, nn.SyncBatchNorm) or get_world_size(norm.process_group) == 1

@@ -11,7 +11,7 @@ from mmengine.model import constant_init
 from torch import Tensor, nn
 
 from rednet.errors import MissingDependencyError
-from rednet.layers.base import global_average
+from rednet.layers.base import global_average, is_unmodified
 from rednet.layers.conv_aws import StandardizedConv, standardized_state
 from rednet.layers.image_padding import pad_image
 from rednet.ops.dtypes import accumulation_dtype
@@ -127,9 +127,8 @@ class SAConv2d(StandardizedConv):
             self.deploy = True
         return self
 
-    def forward(self, input: Tensor) -> Tensor:
-        """Maps (N, in_channels, H, W) to (N, out_channels, Ho, Wo)."""
-        self.check_input(input)
+    def convolve_checked(self, input: Tensor) -> Tensor:
+        """Computes the output, (N, out_channels, Ho, Wo)."""
         input = input + self.pre_context(global_average(input))
         small = self.kernel()
         large = small + self.weight_diff
@@ -161,6 +160,8 @@ class SAConv2d(StandardizedConv):
 
     def _switch(self, input: Tensor) -> Tensor:
         """The switch, (N, 1, Ho, Wo): averaged after the 1 x 1 convolution, over one channel."""
+        if not is_unmodified(self.switch, nn.Conv2d):
+            return self.switch(self.center(_average_5x5(input)))
         projected = F.conv2d(input, self.switch.weight)
         average = self.center(_average_5x5(projected))[..., :: self.stride[0], :: self.stride[1]]
         bias = self.switch.bias

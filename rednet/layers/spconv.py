@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from rednet.arguments import positive_number
 from rednet.errors import ArgumentError
-from rednet.layers.base import ConvLayer, global_average
-from rednet.layers.folding import fold, scale_and_shift
+from rednet.layers.base import ConvLayer, global_average, is_unmodified
+from rednet.layers.folding import fold, is_foldable, scale_and_shift
 from rednet.ops.geometry import IntOrPair
 from rednet.registry import CONV_LAYERS
 
@@ -81,7 +80,16 @@ class SPConv2d(ConvLayer):
         # before it must not take any of these for such a pair.
         self.bn1: nn.BatchNorm2d | nn.Identity = nn.BatchNorm2d(out_channels)
         self.bn2: nn.BatchNorm2d | nn.Identity = nn.BatchNorm2d(out_channels)
-        self.gwc = nn.Conv2d(split[0], out_channels, self.kernel_size, groups=GROUPS, bias=False)
+        self.gwc = nn.Conv2d(
+            split[0],
+            out_channels,
+            self.kernel_size,
+            self.stride,
+            self.kernel_padding,
+            self.dilation,
+            GROUPS,
+            bias=False,
+        )
         self.pwc = nn.Conv2d(split[0], out_channels, 1, bias=False)
         self.conv1x1 = nn.Conv2d(split[1], out_channels, 1)
         self.init_weights()
@@ -92,33 +100,31 @@ class SPConv2d(ConvLayer):
             if isinstance(module, (nn.Conv2d, nn.BatchNorm2d)):
                 module.reset_parameters()
 
-    def forward(self, input: Tensor) -> Tensor:
-        """Maps (N, in_channels, H, W) to (N, out_channels, Ho, Wo)."""
-        self.check_input(input)
+    def convolve_checked(self, input: Tensor) -> Tensor:
+        """Computes the output, (N, out_channels, Ho, Wo)."""
         split = (self.pwc.in_channels, self.conv1x1.in_channels)
         kept = input[:, : split[0]]
         kept_centers, rest_centers = self.window_centers(input).split(split, dim=1)
-        # In place where nothing keeps the operand: fresh memory costs more than the arithmetic.
-        full = self.bn1(self._grouped(kept).add_(self.pwc(kept_centers)))
+        full = self.bn1(self._summed(self.gwc(self.pad(kept)[0]), self.pwc(kept_centers)))
         slim = self.bn2(self.conv1x1(rest_centers))
-        # A softmax over two averages is a sigmoid of their difference.
-        difference = full.sub_(slim)
+        # A softmax over two averages is a sigmoid of their difference. In place if nothing keeps
+        # the operand: fresh memory costs more than the arithmetic.
+        in_place = is_unmodified(self.bn1, nn.BatchNorm2d)
+        difference = full.sub_(slim) if in_place else full - slim
         share = torch.sigmoid(global_average(difference))
         return (share * difference).add_(slim)
 
-    def _grouped(self, kept: Tensor) -> Tensor:
-        padded, padding = self.pad(kept)
-        weight, bias = self.gwc.weight, self.gwc.bias
-        return F.conv2d(padded, weight, bias, self.stride, padding, self.dilation, GROUPS)
+    def _summed(self, full: Tensor, center: Tensor) -> Tensor:
+        return full.add_(center) if is_unmodified(self.gwc, nn.Conv2d) else full + center
 
     def switch_to_deploy(self) -> nn.Module:
         """The layer itself, with both norms folded into its convolutions."""
-        if isinstance(self.bn1, nn.BatchNorm2d):
+        if is_foldable(self.bn1):
             scale, shift = scale_and_shift(self.bn1)
             fold(self.gwc, scale, shift)
             fold(self.pwc, scale)
             self.bn1 = nn.Identity()
-        if isinstance(self.bn2, nn.BatchNorm2d):
+        if is_foldable(self.bn2):
             fold(self.conv1x1, *scale_and_shift(self.bn2))
             self.bn2 = nn.Identity()
         return self

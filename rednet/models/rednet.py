@@ -9,12 +9,14 @@ from typing import Any
 import torch
 import torch.utils.checkpoint as checkpoint
 from mmcv.cnn import ConvModule, build_conv_layer, build_norm_layer
+from mmcv.cnn.bricks.drop import DropPath
 from mmengine.logging import print_log
 from mmengine.model import BaseModule, constant_init
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from rednet.errors import ArgumentError
+from rednet.layers.base import is_unmodified
 from rednet.layers.involution import GROUP_CHANNELS, REDUCTION_RATIO, Involution2d
 from rednet.models.init_cfg import as_list, is_pretrained, loads_checkpoint
 from rednet.models.widen_stem import widen_stem_kernel
@@ -54,6 +56,7 @@ class Bottleneck(BaseModule):
         norm_cfg: Config of the norms.
         with_cp: Whether to recompute the block in the backward pass instead of keeping its
             activations.
+        drop_path_rate: Probability that an image skips the residual branch in training.
         init_cfg: Initialization config.
     """
 
@@ -70,6 +73,7 @@ class Bottleneck(BaseModule):
         conv_cfg: OptionalConfig = None,
         norm_cfg: OptionalConfig = None,
         with_cp: bool = False,
+        drop_path_rate: float = 0.0,
         init_cfg: OptionalConfig = None,
     ) -> None:
         super().__init__(init_cfg)
@@ -95,6 +99,7 @@ class Bottleneck(BaseModule):
         self.conv3 = build_conv_layer(conv_cfg, mid_channels, out_channels, 1, bias=False)
         self.norm3_name = self._add_norm(norm_cfg, out_channels, 3)
         self.relu = nn.ReLU(inplace=True)
+        self.drop_path = DropPath(drop_path_rate) if drop_path_rate else nn.Identity()
         self.downsample = (
             _shortcut(in_channels, out_channels, stride, avg_down, conv_cfg, norm_cfg)
             if stride != 1 or in_channels != out_channels
@@ -113,7 +118,7 @@ class Bottleneck(BaseModule):
 
     def forward(self, input: Tensor) -> Tensor:
         """Maps (N, in_channels, H, W) to (N, 4 * mid_channels, ceil(H / s), ceil(W / s))."""
-        if self.with_cp and input.requires_grad:
+        if self.training and self.with_cp and input.requires_grad:
             output = checkpoint.checkpoint(self._residual_sum, input, use_reentrant=False)
         else:
             output = self._residual_sum(input)
@@ -122,8 +127,15 @@ class Bottleneck(BaseModule):
     def _residual_sum(self, input: Tensor) -> Tensor:
         output = self.relu(getattr(self, self.norm1_name)(self.conv1(input)))
         output = self.relu(getattr(self, self.norm2_name)(self.conv2(output)))
-        output = self.norm3(self.conv3(output))
-        return output.add_(input if self.downsample is None else self.downsample(input))
+        output = self.drop_path(self.norm3(self.conv3(output)))
+        shortcut = input if self.downsample is None else self.downsample(input)
+        # A batch norm does not keep its output, and fresh memory costs more than the sum.
+        return output.add_(shortcut) if self._adds_in_place() else output + shortcut
+
+    def _adds_in_place(self) -> bool:
+        return is_unmodified(self.norm3, nn.BatchNorm2d) and is_unmodified(
+            self.drop_path, nn.Identity
+        )
 
 
 def _shortcut(
@@ -177,6 +189,12 @@ class RedNet(BaseModule):
             ``norm_eval`` have no effect. If a checkpoint's stem involution has a smaller kernel, it
             is placed in the center of this one's, which then computes the same.
         kernel_size: Kernel size of the involutions in the stages.
+        drop_path_rate: Probability that an image skips the residual branch of a block in training
+            (stochastic depth).
+
+    Differences from the published code: ``dilations`` dilate the involutions, where they had no
+    effect; ``norm_cfg`` reaches the norms inside the involutions, which were batch norms always.
+    With their defaults, both give the published network.
 
     Shape:
         - Input: (N, in_channels, H, W)
@@ -216,6 +234,7 @@ class RedNet(BaseModule):
         init_cfg: dict | list[dict] | None = None,
         *,
         kernel_size: int = 7,
+        drop_path_rate: float = 0.0,
     ) -> None:
         given = [cfg for cfg in as_list(init_cfg) if not _lacks_checkpoint(cfg)]
         self.from_scratch = len(given) < len(as_list(init_cfg))
@@ -233,11 +252,18 @@ class RedNet(BaseModule):
             raise ArgumentError(f"style must be 'pytorch' or 'caffe', got {style!r}")
         _check_layer_cfg("conv_cfg", conv_cfg)
         _check_layer_cfg("norm_cfg", norm_cfg)
+        if not 0 <= drop_path_rate < 1:
+            raise ArgumentError(f"drop_path_rate must be in [0, 1), got {drop_path_rate!r}")
+        self.depth = depth
+        self.num_stages = num_stages
+        self.strides, self.dilations = tuple(strides), tuple(dilations)
         self.out_indices = tuple(out_indices)
+        self.stage_blocks = STAGE_BLOCKS[depth][:num_stages]
+        self.feat_dim = EXPANSION * base_channels * 2 ** (num_stages - 1)
         self.frozen_stages = frozen_stages
         self.norm_eval = norm_eval
         self.zero_init_residual = zero_init_residual
-        norm_cfg = norm_cfg or dict(type="BN")
+        self.norm_cfg = norm_cfg = norm_cfg or dict(type="BN")
         _check_norm(norm_cfg, min(stem_channels // 2, base_channels) // REDUCTION_RATIO)
         self.stem = _stem(in_channels, stem_channels, stem_kernel_size, conv_cfg, norm_cfg)
         self.maxpool = nn.MaxPool2d(kernel_size=3, stride=2, padding=1)
@@ -248,6 +274,7 @@ class RedNet(BaseModule):
             conv_cfg=conv_cfg,
             norm_cfg=norm_cfg,
             with_cp=with_cp,
+            drop_path_rate=drop_path_rate,
         )
         stages = _stages(depth, stem_channels, base_channels, strides, dilations, **block_cfg)
         self.stage_names = [f"layer{number}" for number in range(1, num_stages + 1)]
@@ -268,14 +295,40 @@ class RedNet(BaseModule):
 
     def forward(self, input: Tensor) -> tuple[Tensor, ...]:
         """Maps an image (N, in_channels, H, W) to the tuple of the ``out_indices`` stages' maps."""
-        rearranged = _is_faster_in_channels_last(input)
-        output = self.maxpool(self.stem(_channels_last(input) if rearranged else input))
+        output = self.maxpool(self.stem(_rearranged(input)))
         outputs = []
         for index, name in enumerate(self.stage_names):
             output = getattr(self, name)(output)
             if index in self.out_indices:
-                outputs.append(output.contiguous() if rearranged else output)
+                outputs.append(_arranged_back(output, input))
         return tuple(outputs)
+
+    @property
+    def res_layers(self) -> list[str]:
+        """Names of the stages, as mmpretrain's and mmdet's ResNet have them."""
+        return self.stage_names
+
+    def get_layer_depth(self, param_name: str, prefix: str = "") -> tuple[int, int]:
+        """Depth of a parameter, for mmpretrain's ``LearningRateDecayOptimWrapperConstructor``.
+
+        The stem has depth 0, each block one more than the block before, and what follows the
+        backbone the largest.
+
+        Args:
+            param_name: The parameter's name.
+            prefix: Where the backbone is in the model: ``'backbone.'``.
+
+        Returns:
+            The depth of the parameter and the number of depths.
+        """
+        largest = sum(self.stage_blocks) + 1
+        stage, _, rest = param_name.removeprefix(prefix).partition(".")
+        if not param_name.startswith(prefix) or stage not in ("stem", *self.stage_names):
+            return largest, largest + 1
+        if stage == "stem":
+            return 0, largest + 1
+        before = sum(self.stage_blocks[: self.stage_names.index(stage)])
+        return before + int(rest.partition(".")[0]) + 1, largest + 1
 
     def train(self, mode: bool = True) -> RedNet:
         """Sets training mode, except for frozen stages and, with ``norm_eval``, batch norms."""
@@ -292,6 +345,18 @@ class RedNet(BaseModule):
             return
         for name in ("stem", *self.stage_names[: self.frozen_stages]):
             getattr(self, name).eval().requires_grad_(False)
+
+
+@fx.wrap
+def _rearranged(image: Tensor) -> Tensor:
+    """The image in the memory format to compute in; one node where torch.fx traces."""
+    return _channels_last(image) if _is_faster_in_channels_last(image) else image
+
+
+@fx.wrap
+def _arranged_back(output: Tensor, image: Tensor) -> Tensor:
+    """A map in the memory format of the image."""
+    return output.contiguous() if _is_faster_in_channels_last(image) else output
 
 
 def _is_faster_in_channels_last(image: Tensor) -> bool:

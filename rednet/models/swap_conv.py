@@ -7,8 +7,11 @@ from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
+from mmcv.cnn import Conv2d as WrappedConv2d
 from mmcv.cnn import build_conv_layer
+from mmcv.cnn.bricks.conv2d_adaptive_padding import Conv2dAdaptivePadding
 from mmengine.model import BaseModule
+from mmengine.registry import DefaultScope, Registry
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
@@ -126,7 +129,25 @@ def build_swapped(
     """
     if not isinstance(module, dict) or "type" not in module:
         raise TypeError(f"module must be a config dict with the key 'type', got {module!r}")
-    return swap_conv(MODELS.build({**module, **injected}), conv_cfg, include, exclude)
+    return swap_conv(_registry(module).build({**module, **injected}), conv_cfg, include, exclude)
+
+
+def _registry(module: dict[str, Any]) -> Registry:
+    """The registry that knows the inner module: ``MODELS``, or the one library that has its type.
+
+    Without a default scope a type is searched in the root registry only, whichever library's
+    registry builds the ``SwapConv``.
+    """
+    kind = module["type"]
+    if not isinstance(kind, str) or "_scope_" in module or "." in kind or MODELS.get(kind):
+        return MODELS
+    if DefaultScope.get_current_instance() is not None:
+        return MODELS
+    found = [child for child in MODELS.children.values() if child.get(kind) is not None]
+    if len(found) > 1:
+        scopes = " or ".join(repr(f"{child.scope}.{kind}") for child in found)
+        raise ArgumentError(f"module type={kind!r} is in several libraries: write {scopes}")
+    return found[0] if found else MODELS
 
 
 def _init_weights(module: BaseModule) -> None:
@@ -213,9 +234,16 @@ def _layer_like(
         bias=convolution.bias is not None,
         padding_mode=convolution.padding_mode,
     )
+    if isinstance(convolution, Conv2dAdaptivePadding):
+        geometry["padding"] = "adaptive"
+    elif type(convolution).forward is not nn.Conv2d.forward and not _is_mmcv_wrapper(convolution):
+        raise ArgumentError(
+            f"{name or 'the module'}: {type(convolution).__name__} is a subclass of nn.Conv2d that "
+            "computes something else, which no layer takes over; leave it out by exclude"
+        )
     arguments = {**geometry, **conv_cfg}
     try:
-        if "padding" not in conv_cfg and not isinstance(convolution.padding, str):
+        if "padding" not in conv_cfg and not isinstance(geometry["padding"], str):
             arguments["padding"] = _following_padding(convolution, arguments)
         layer = build_conv_layer(arguments)
     except ValueError as error:
@@ -225,6 +253,11 @@ def _layer_like(
     weight = convolution.weight
     layer.to(weight.device, weight.dtype).train(convolution.training)
     return layer.requires_grad_(weight.requires_grad)
+
+
+def _is_mmcv_wrapper(convolution: nn.Conv2d) -> bool:
+    """Whether it is mmcv's ``Conv2d``, which only adds empty batches to PyTorch's."""
+    return type(convolution) is WrappedConv2d
 
 
 def _copy_weights(convolution: nn.Conv2d, layer: nn.Module) -> None:

@@ -11,7 +11,7 @@ import pytest
 import torch
 from mmengine.logging import HistoryBuffer
 
-from rednet.checkpoint.reading import read_state_dict, require_weights_only
+from rednet.checkpoint.reading import can_name_types, read_state_dict, require_weights_only
 from rednet.errors import UserError
 
 pytestmark = pytest.mark.skipif(
@@ -138,3 +138,16 @@ def test_a_checkpoint_without_weights(tmp_path: Path, content: object) -> None:
 def test_a_checkpoint_that_is_not_there(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="no checkpoint .*none.pth"):
         read_state_dict(tmp_path / "none.pth")
+
+
+@pytest.mark.skipif(not can_name_types(), reason="this torch allows no types")
+def test_a_fork_that_takes_the_types_away_again(tmp_path: Path) -> None:
+    log = HistoryBuffer()
+    log.update(1.0)
+    torch.save(dict(state_dict=dict(weight=torch.ones(2)), message_hub=log), tmp_path / "a.pth")
+    allowed = torch.serialization.get_safe_globals()
+    torch.serialization.clear_safe_globals()
+    try:
+        assert read_state_dict(tmp_path / "a.pth")["weight"].tolist() == [1, 1]
+    finally:
+        torch.serialization.add_safe_globals(allowed)

@@ -15,6 +15,7 @@ import torch
 
 pytest.importorskip("mmpretrain")
 
+from rednet.checkpoint.reading import allow_log_types, can_name_types
 from rednet.cli.command import run
 from tests.image_folder import CLASSES, write_image_folder
 from tools import test as evaluate
@@ -87,8 +88,8 @@ def test_it_resumes_and_is_evaluated(trained: Path, folder: Path, tmp_path: Path
     log = log_of(work_dir)
     assert "resumed epoch: 1, iter: 2" in log
     assert "meant for batches of 2048, these are of 6: --auto-scale-lr scales it" in log
-    weights_only = hasattr(torch.serialization, "add_safe_globals")  # rednet.checkpoint names types
-    checkpoint = torch.load(work_dir / "epoch_2.pth", weights_only=weights_only)
+    allow_log_types()
+    checkpoint = torch.load(work_dir / "epoch_2.pth", weights_only=can_name_types())
     assert checkpoint["optimizer"]["param_groups"][0]["initial_lr"] == pytest.approx(0.8 * 6 / 2048)
     assert len(checkpoint["message_hub"]["log_scalars"]["train/loss"].data[0]) == 4
 

@@ -115,8 +115,9 @@ def convolve_patches(
     # The experts' shape is constant in an exported graph; the kernels' has the batch in it.
     channels, depth, height, width = experts.shape[1:]
     columns = F.unfold(input, (height, width), dilation, padding, stride)
-    columns = columns.unflatten(1, (groups, depth * height * width))
-    matrices = kernels.flatten(2).unflatten(1, (groups, channels // groups))
+    # Reshaped, not unflattened, which ONNX knows from opset 13 on only.
+    columns = columns.reshape(input.shape[0], groups, depth * height * width, -1)
+    matrices = kernels.reshape(kernels.shape[0], groups, channels // groups, -1)
     # With the input's own sizes: ONNX's exporter takes those of an unflatten for constants.
     size = output_size(input, experts, window)
     output = (matrices @ columns).reshape(input.shape[0], channels, *size)
