@@ -11,7 +11,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from rednet.errors import ArgumentError
 from rednet.layers.base import ConvLayer, is_unmodified
-from rednet.layers.folding import is_foldable, scale_and_shift, scale_filters
+from rednet.layers.folding import has_statistics, is_foldable, scale_and_shift, scale_filters
 from rednet.ops.geometry import IntOrPair, Pair
 from rednet.ops.tracing import is_exporting
 from rednet.registry import CONV_LAYERS
@@ -188,7 +188,7 @@ class ACBlock(ConvLayer):
             Its weight, (out_channels, in_channels / groups, Kh, Kw), and bias, (out_channels,).
         """
         for name, norm in zip(BRANCHES, self._norms(), strict=False):
-            if not is_foldable(norm):
+            if not has_statistics(norm):
                 raise ArgumentError(
                     f"{name}_bn, a {type(norm).__name__}, depends on the input: it cannot be merged"
                 )

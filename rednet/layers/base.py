@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+import torch
 import torch.nn.functional as F
 from mmcv.cnn.bricks.conv2d_adaptive_padding import Conv2dAdaptivePadding
 from torch import Tensor, fx, nn
@@ -256,20 +257,22 @@ class ConvLayer(nn.Module):
             is_padded: Whether the convolution gets input that is adaptively padded already.
         """
         is_adaptive = self.padding == "adaptive"
-        convolution = nn.utils.skip_init(
-            Conv2dAdaptivePadding if is_adaptive and not is_padded else nn.Conv2d,
-            self.in_channels,
-            self.out_channels,
-            self.kernel_size,
-            self.stride,
-            0 if is_adaptive else self.padding,
-            self.dilation,
-            self.groups,
+        geometry: dict[str, Any] = dict(
+            in_channels=self.in_channels,
+            out_channels=self.out_channels,
+            kernel_size=self.kernel_size,
+            stride=self.stride,
+            dilation=self.dilation,
+            groups=self.groups,
             bias=bias is not None,
-            padding_mode=self.padding_mode,
-            device=weight.device,
-            dtype=weight.dtype,
         )
+        with torch.device("meta"):  # its own weights are never used
+            if is_adaptive and not is_padded:
+                convolution = Conv2dAdaptivePadding(**geometry)
+            else:
+                geometry["padding"] = 0 if is_adaptive else self.padding
+                geometry["padding_mode"] = self.padding_mode
+                convolution = nn.Conv2d(**geometry)
         convolution.weight = nn.Parameter(weight.detach().clone())
         if bias is not None:
             convolution.bias = nn.Parameter(bias.detach().clone())

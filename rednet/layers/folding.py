@@ -11,11 +11,20 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from rednet.ops.dtypes import accumulation_dtype
 
 
-def is_foldable(norm: nn.Module) -> bool:
-    """Whether a norm now only scales and shifts, by its running statistics."""
+def has_statistics(norm: nn.Module) -> bool:
+    """Whether a norm only scales and shifts in eval mode, by its running statistics."""
     if isinstance(norm, _BatchNorm):
-        return not norm.training and norm.running_var is not None
+        return norm.running_var is not None
     # torchvision's and detectron2's: buffers named as those of a batch norm, always in use.
+    return _is_frozen(norm)
+
+
+def is_foldable(norm: nn.Module) -> bool:
+    """Whether a norm now only scales and shifts."""
+    return has_statistics(norm) and (_is_frozen(norm) or not norm.training)
+
+
+def _is_frozen(norm: nn.Module) -> bool:
     return type(norm).__name__ == "FrozenBatchNorm2d"
 
 
@@ -23,7 +32,7 @@ def scale_and_shift(norm: Any) -> tuple[Tensor, Tensor]:
     """The scale and the shift that the norm applies in eval mode.
 
     Args:
-        norm: A norm that :func:`is_foldable`.
+        norm: A norm that :func:`has_statistics`.
 
     Returns:
         Two tensors, (C,), of float32 for a 16-bit norm and else of its dtype, through which the

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from rednet.arguments import positive_number
 from rednet.errors import ArgumentError
 from rednet.layers.base import ConvLayer, global_average, is_unmodified
-from rednet.layers.folding import fold, is_foldable, scale_and_shift
+from rednet.layers.folding import fold, has_statistics, scale_and_shift
 from rednet.ops.geometry import IntOrPair
 from rednet.registry import CONV_LAYERS
 
@@ -75,7 +75,7 @@ class SPConv2d(ConvLayer):
             raise ArgumentError(f"out_channels must be a multiple of {GROUPS}, got {out_channels}")
         self.register_parameter("bias", None)
         self.ratio = positive_number("ratio", ratio)
-        split = _split(in_channels, ratio)
+        self.split = split = _split(in_channels, ratio)
         # The norms come first, because tools that fold a norm into the convolution registered
         # before it must not take any of these for such a pair.
         self.bn1: nn.BatchNorm2d | nn.Identity = nn.BatchNorm2d(out_channels)
@@ -102,9 +102,8 @@ class SPConv2d(ConvLayer):
 
     def convolve_checked(self, input: Tensor) -> Tensor:
         """Computes the output, (N, out_channels, Ho, Wo)."""
-        split = (self.pwc.in_channels, self.conv1x1.in_channels)
-        kept = input[:, : split[0]]
-        kept_centers, rest_centers = self.window_centers(input).split(split, dim=1)
+        kept = input[:, : self.split[0]]
+        kept_centers, rest_centers = self.window_centers(input).split(self.split, dim=1)
         full = self.bn1(self._summed(self.gwc(self.pad(kept)[0]), self.pwc(kept_centers)))
         slim = self.bn2(self.conv1x1(rest_centers))
         # A softmax over two averages is a sigmoid of their difference. In place if nothing keeps
@@ -119,12 +118,12 @@ class SPConv2d(ConvLayer):
 
     def switch_to_deploy(self) -> nn.Module:
         """The layer itself, with both norms folded into its convolutions."""
-        if is_foldable(self.bn1):
+        if has_statistics(self.bn1):
             scale, shift = scale_and_shift(self.bn1)
             fold(self.gwc, scale, shift)
             fold(self.pwc, scale)
             self.bn1 = nn.Identity()
-        if is_foldable(self.bn2):
+        if has_statistics(self.bn2):
             fold(self.conv1x1, *scale_and_shift(self.bn2))
             self.bn2 = nn.Identity()
         return self

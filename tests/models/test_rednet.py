@@ -33,7 +33,7 @@ def test_the_order_of_the_arguments() -> None:
         "zero_init_residual init_cfg"
     )
     parameters = inspect.signature(RedNet).parameters
-    assert list(parameters) == [*order.split(), "kernel_size"]
+    assert list(parameters) == [*order.split(), "kernel_size", "drop_path_rate"]
     assert parameters["kernel_size"].kind is inspect.Parameter.KEYWORD_ONLY
 
 
@@ -256,3 +256,55 @@ def test_a_checkpoint_in_a_list_is_loaded_or_missed_alike(tmp_path) -> None:
 def test_bad_arguments_are_named(arguments: dict, message: str) -> None:
     with pytest.raises(ArgumentError, match=message):
         RedNet(**{**TINY, **arguments})
+
+
+def test_the_depth_of_every_parameter() -> None:
+    model = RedNet(38, stem_channels=32, base_channels=16)
+    depths = {
+        name: model.get_layer_depth(f"b.{name}", "b.") for name, _ in model.named_parameters()
+    }
+    assert {count for _, count in depths.values()} == {2 + 3 + 5 + 2 + 2}
+    assert depths["stem.0.conv.weight"][0] == 0
+    assert depths["layer1.0.conv1.weight"][0] == 1
+    assert depths["layer3.4.conv2.conv1.conv.weight"][0] == 2 + 3 + 5
+    assert depths["layer4.1.bn3.bias"][0] == 12
+    assert model.get_layer_depth("head.fc.weight", "b.") == (13, 14)
+
+
+def test_layer_wise_decay_of_mmpretrain() -> None:
+    optimizers = pytest.importorskip("mmpretrain.engine.optimizers")
+    classifier = pytest.importorskip("mmpretrain.models").ImageClassifier
+    backbone = dict(type="RedNet", depth=26, stem_channels=32, base_channels=16)
+    model = classifier(backbone, head=dict(type="LinearClsHead", num_classes=2, in_channels=512))
+    constructor = optimizers.LearningRateDecayOptimWrapperConstructor(
+        dict(type="OptimWrapper", optimizer=dict(type="SGD", lr=1.0, weight_decay=0.1)),
+        dict(layer_decay_rate=0.5),
+    )
+    groups = constructor(model).optimizer.param_groups
+    rates = {name: group["lr"] for group in groups for name in [group["param_name"]]}
+    assert rates["backbone.layer4.0.conv3.weight"] == 2 * rates["backbone.layer3.3.conv3.weight"]
+
+
+def test_what_other_code_asks_a_backbone() -> None:
+    model = RedNet(
+        26, base_channels=16, num_stages=3, strides=(1, 2, 1), dilations=(1, 1, 2), out_indices=(2,)
+    )
+    assert (model.depth, model.num_stages, model.strides) == (26, 3, (1, 2, 1))
+    assert (model.out_indices, model.norm_cfg) == ((2,), dict(type="BN"))
+    assert model.feat_dim == model(torch.randn(1, 3, 64, 64))[0].shape[1]
+    assert [getattr(model, name) for name in model.res_layers][0] is model.layer1
+
+
+def test_stochastic_depth(image: Tensor) -> None:
+    torch.manual_seed(0)
+    model = RedNet(26, stem_channels=32, base_channels=16, drop_path_rate=0.5).train()
+    with torch.no_grad():
+        for block in model.modules():
+            if hasattr(block, "norm3"):
+                block.norm3.weight.fill_(1)
+    first, second = model(image)[0], model(image)[0]
+    assert not torch.equal(first, second)
+    model.eval()
+    assert torch.equal(model(image)[0], model(image)[0])
+    with pytest.raises(ArgumentError, match=r"drop_path_rate must be in \[0, 1\), got 1"):
+        RedNet(26, drop_path_rate=1)

@@ -10,13 +10,18 @@ import pytest
 import torch
 import torch.distributed as dist
 from mmcv.cnn import ConvModule
+from mmcv.cnn.bricks.conv2d_adaptive_padding import Conv2dAdaptivePadding
 from mmengine.logging import MMLogger
 from mmengine.model import BaseModule
 from mmengine.registry import MODELS, DefaultScope
-from torch import nn
+from torch import Tensor, nn
 
 import rednet
+from rednet.deploy import switch_to_deploy
+from rednet.errors import ArgumentError
 from rednet.layers import ACBlock, ConvAWS2d, Involution2d
+from rednet.layers.base import registered_layers
+from rednet.models import swap_conv
 
 INVOLUTION = dict(type="Involution2d", kernel_size=7, bias=False)
 
@@ -310,3 +315,51 @@ def test_parts_of_stock_detectors_are_built_in_their_scope() -> None:
     maps = neck((torch.randn(1, 16, 9, 9), torch.randn(1, 32, 5, 5)))
     assert [map.shape[2:] for map in maps] == [(9, 9), (5, 5), (3, 3)]
     assert _swapped(neck) == ["fpn_convs.0.conv", "fpn_convs.1.conv"]
+
+
+# ---- subclasses of nn.Conv2d
+
+
+@pytest.mark.parametrize("stride", [1, 2, 3])
+@pytest.mark.parametrize("size", [(13, 17), (12, 16), (7, 8)])
+@pytest.mark.parametrize("name", sorted(registered_layers()))
+def test_adaptive_padding_is_taken_over(name: str, size: tuple[int, int], stride: int) -> None:
+    convolution = Conv2dAdaptivePadding(16, 16, 3, stride=stride, bias=False)
+    layer = swap_conv(copy.deepcopy(convolution), dict(type=name), copy_weights=True).eval()
+    image = torch.randn(2, 16, *size)
+    expected = convolution(image)
+    assert layer(image).shape == expected.shape
+    if name in ("ConvAWS2d", "SAConv2d", "ACBlock", "CondConv2d", "DynamicConv2d", "ODConv2d"):
+        torch.testing.assert_close(layer(image), expected, atol=1e-4, rtol=1e-4)
+        deployed = switch_to_deploy(nn.Sequential(layer))
+        torch.testing.assert_close(deployed(image), expected, atol=1e-4, rtol=1e-4)
+
+
+def test_condconv_goes_into_efficientnet() -> None:
+    pytest.importorskip("mmpretrain.models")
+    model = MODELS.build(dict(type="mmpretrain.EfficientNet", arch="b0"))
+    model.eval()  # its train() returns None
+    image = torch.randn(1, 3, 65, 65)
+    expected = model(image)[0].shape
+    swap_conv(model, dict(type="CondConv2d"), include="depthwise")
+    assert model(image)[0].shape == expected
+
+
+def test_a_subclass_that_computes_something_else_is_refused() -> None:
+    class Standardized(nn.Conv2d):
+        def forward(self, input: Tensor) -> Tensor:
+            return super().forward(input - input.mean())
+
+    model = nn.Sequential(Standardized(16, 16, 3), nn.Conv2d(16, 16, 3))
+    with pytest.raises(ArgumentError, match="^0: Standardized is a subclass .* exclude$"):
+        swap_conv(model, dict(type="ODConv2d"))
+    swap_conv(model, dict(type="ODConv2d"), exclude="^0$")
+
+
+def test_a_type_of_one_library_is_found_without_a_default_scope() -> None:
+    pytest.importorskip("mmpretrain.models")
+    inner = dict(type="ResNetV1c", depth=18)
+    built = MODELS.build(
+        dict(type="SwapConv", module=inner, conv_cfg=dict(type="ODConv2d"), include="layer1.0")
+    )
+    assert type(built).__name__ == "ResNetV1c"

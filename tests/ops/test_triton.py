@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-pytest.importorskip("triton", minversion="3.3")
+pytest.importorskip("triton", minversion="3.8")
 
 ROOT = Path(__file__).resolve().parents[2]
 OPERATIONS = ("forward", "grad_input", "grad_weight")

@@ -116,10 +116,9 @@ def convolve_patches(
     channels, depth, height, width = experts.shape[1:]
     columns = F.unfold(input, (height, width), dilation, padding, stride)
     # Reshaped, not unflattened, which ONNX knows from opset 13 on only.
-    columns = columns.reshape(input.shape[0], groups, depth * height * width, -1)
-    matrices = kernels.reshape(kernels.shape[0], groups, channels // groups, -1)
-    # With the input's own sizes: ONNX's exporter takes those of an unflatten for constants.
-    size = output_size(input, experts, window)
+    size, taps = output_size(input, experts, window), depth * height * width
+    columns = columns.reshape(input.shape[0], groups, taps, size[0] * size[1])
+    matrices = kernels.reshape(kernels.shape[0], groups, channels // groups, taps)
     output = (matrices @ columns).reshape(input.shape[0], channels, *size)
     return add_bias(output, bias)
 

@@ -18,8 +18,8 @@ from rednet.ops.geometry import Geometry
 TILE_CHANNELS = 16
 TILE_PIXELS = 128
 _LARGEST_INT32 = 2**31 - 1
-# The first that passes tuples to kernels.
-OLDEST_TRITON = (3, 3)
+# Older ones cannot index constant tuples in kernels.
+OLDEST_TRITON = (3, 8)
 
 
 def forward(input: Tensor, weight: Tensor, output: Tensor, geometry: Geometry) -> None:
