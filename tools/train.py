@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from mmengine.config import Config
 from mmengine.device import get_device
@@ -64,7 +64,11 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
 def _add_frozen_weights_hook(config: Config) -> None:
     """Has every training checked for untrained frozen weights, a library's own configs too."""
     hooks = config.get("custom_hooks") or []
-    if not any(hook["type"] == "FrozenWeightsHook" for hook in hooks):
+    if not isinstance(hooks, (list, tuple)) or not all(isinstance(each, Mapping) for each in hooks):
+        raise UserError(
+            f"custom_hooks must be a list of dicts such as dict(type=...), got {hooks!r}"
+        )
+    if not any(hook.get("type") == "FrozenWeightsHook" for hook in hooks):
         config.custom_hooks = [*hooks, dict(type="FrozenWeightsHook")]
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import ast
 from collections.abc import Sequence
 from typing import Any
 
@@ -32,10 +33,54 @@ class OptionsAction(DictAction):
         for value in values or ():
             if not value.partition("=")[0].strip() or "=" not in value:
                 raise UserError(f"{option_string} expects key=value, got {value!r}")
+            key, _, text = value.partition("=")
+            if "dict(" in text or "{" in text:
+                options = dict(getattr(namespace, self.dest) or {})
+                options[key.strip()] = _read_expression(f"{option_string} {value}", text)
+                setattr(namespace, self.dest, options)
+                continue
             try:
                 super().__call__(parser, namespace, [value], option_string)
             except AssertionError as error:  # mmengine's way to say so
                 raise UserError(f"{option_string} {value}: its brackets do not close") from error
+
+
+def _read_expression(what: str, text: str) -> Any:
+    """Reads dicts and lists in Python's notation, in which names need no quotes.
+
+    Args:
+        what: The option, for the error message.
+        text: Such as ``[dict(type=EMAHook, momentum=0.1)]``.
+
+    Raises:
+        UserError: If it is something else than dicts, lists, tuples, numbers, texts and names.
+    """
+    try:
+        return _value_of(ast.parse(text.strip(), mode="eval").body)
+    except (SyntaxError, ValueError) as error:
+        raise UserError(
+            f"{what}: expected dict(key=value), lists, numbers and names, got {text!r}"
+        ) from error
+
+
+def _value_of(node: ast.expr) -> Any:
+    if isinstance(node, ast.Call):
+        if ast.unparse(node.func) != "dict" or node.args:
+            raise ValueError("a call of something else than dict")
+        if any(keyword.arg is None for keyword in node.keywords):
+            raise ValueError("**kwargs")
+        return {str(keyword.arg): _value_of(keyword.value) for keyword in node.keywords}
+    if isinstance(node, ast.Dict):
+        if None in node.keys:
+            raise ValueError("**kwargs")
+        pairs = zip(node.keys, node.values, strict=True)
+        return {_value_of(key): _value_of(value) for key, value in pairs if key is not None}
+    if isinstance(node, (ast.List, ast.Tuple)):
+        values = [_value_of(each) for each in node.elts]
+        return values if isinstance(node, ast.List) else tuple(values)
+    if isinstance(node, (ast.Name, ast.Attribute)):
+        return ast.unparse(node)  # mmdet.SomeType, unquoted
+    return ast.literal_eval(node)
 
 
 def positive(text: str) -> int:

@@ -51,6 +51,8 @@ def check_config(config: Config, loaders: Sequence[str]) -> list[str]:
     for loader in loaders:
         for dataset in dataset_configs(config, loader):
             lazy = _build_lazily(dataset, scope)
+            if lazy is None:
+                continue
             _check_paths(loader, lazy)
             if scope == "mmseg":
                 _check_pixel_classes(loader, lazy, config)
@@ -126,13 +128,21 @@ def _accepts_pretrained(constructor: Any) -> bool:
 
 
 def _build_lazily(config: Mapping[str, Any], scope: str | None) -> Any:
-    """Builds the data set without its data and pipeline, which is enough to know its paths."""
+    """Builds the data set without its data and pipeline, which is enough to know its paths.
+
+    Returns:
+        The data set, or None for a class that is not mmengine's and so has no such paths.
+    """
     with DATASETS.switch_scope_and_registry(scope) as registry:
+        kind = registry.get(config["type"]) if isinstance(config["type"], str) else config["type"]
+        if isinstance(kind, type) and not issubclass(kind, BaseDataset):
+            return None
         return registry.build({**config, "lazy_init": True, "pipeline": []})
 
 
 def _check_paths(loader: str, dataset: Any) -> None:
-    if not isinstance(dataset, BaseDataset):
+    # A data set that downloads its files makes their directory itself.
+    if not isinstance(dataset, BaseDataset) or getattr(dataset, "download", False):
         return
     paths = [dataset.data_root, dataset.ann_file, *(dataset.data_prefix or {}).values()]
     for path in filter(None, paths):

@@ -30,7 +30,12 @@ class LoadImage(LoadImageFromFile):
         super().__init__(imdecode_backend=imdecode_backend, **kwargs)
 
     def transform(self, results: dict) -> dict | None:
-        """Reads ``img_path`` into ``img`` (uint8, (H, W, 3), BGR), ``img_shape``, ``ori_shape``."""
+        """Reads ``img_path`` into ``img`` (uint8, (H, W, 3), BGR), ``img_shape``, ``ori_shape``.
+
+        An image without a path was read already: mmpretrain's inferencers do that themselves.
+        """
+        if "img" in results and "img_path" not in results:
+            return results
         try:
             return super().transform(results)
         except OSError as error:  # from the file system and from Pillow
