@@ -24,7 +24,7 @@ from rednet.checkpoint.reading import require_weights_only
 from rednet.cli.arguments import config_parser
 from rednet.cli.command import run
 from rednet.cli.config import read_config
-from rednet.cli.model import build_model, load_weights, with_preprocessor
+from rednet.cli.model import build_model, load_weights, scope_of, with_preprocessor
 from rednet.cli.paths import check_checkpoint, check_output
 from rednet.datasets import LoadImage
 from rednet.errors import UserError
@@ -84,7 +84,7 @@ def _load(args: argparse.Namespace) -> Any:
     """The predictor of the config's library, with the trained model."""
     require_weights_only()
     config, _ = read_config(args.config, args.cfg_options)
-    scope = config.get("default_scope")
+    scope = scope_of(config)
     if scope not in PREDICTORS:
         raise UserError(
             f"default_scope must be one of {sorted(PREDICTORS)} to predict, got {scope!r}"

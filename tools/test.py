@@ -16,6 +16,7 @@ from mmengine.registry import METRICS
 from rednet.cli.arguments import add_runner_arguments, config_parser, positive
 from rednet.cli.command import run
 from rednet.cli.config import read_config
+from rednet.cli.model import scope_of
 from rednet.cli.paths import check_checkpoint, check_output
 from rednet.cli.preflight import check_config, fields
 from rednet.cli.processes import set_up_cpu_processes
@@ -44,7 +45,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     args = _parse(arguments)
     check_checkpoint(args.checkpoint, "the checkpoint")
     config, notes = read_config(args.config, args.cfg_options)
-    item = _check_out(args.out, args.out_item, config.get("default_scope"))
+    item = _check_out(args.out, args.out_item, scope_of(config))
     set_up_run(config, args)
     config.load_from = args.checkpoint
     if args.amp:
@@ -59,7 +60,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     set_up_cpu_processes(config)
     runner = build_runner(config, notes)
     if item == "pred":
-        dump = dict(type=DUMPS.get(config.get("default_scope"), "DumpResults"))
+        dump = dict(type=DUMPS.get(scope_of(config) or "", "DumpResults"))
         runner.test_evaluator.metrics.append(METRICS.build({**dump, "out_file_path": args.out}))
     metrics = runner.test()
     if item == "metrics" and is_main_process():
@@ -125,11 +126,11 @@ def _draw_predictions(config: Config, args: argparse.Namespace) -> None:
     if args.show_dir:
         check_output(args.show_dir, "--show-dir", folder=True)
         folder = str(Path(args.show_dir).absolute())  # mmdet's would lie in the work directory
-    if args.tta and config.get("default_scope") == "mmpretrain":
+    if args.tta and scope_of(config) == "mmpretrain":
         raise UserError(
             "mmpretrain draws no pictures of several views: leave out --tta or --show-dir"
         )
-    if args.interval != 1 and config.get("default_scope") == "mmdet":
+    if args.interval != 1 and scope_of(config) == "mmdet":
         raise UserError(f"--interval {args.interval}: mmdet draws every image, leave it out")
     hook = config.get("default_hooks", {}).get("visualization")
     if hook is None:
@@ -138,9 +139,9 @@ def _draw_predictions(config: Config, args: argparse.Namespace) -> None:
             "--cfg-options default_hooks.visualization.type=VisualizationHook"
         )
     hook.update(show=args.show, wait_time=args.wait_time, interval=args.interval)
-    if config.get("default_scope") == "mmdet":
+    if scope_of(config) == "mmdet":
         hook.update(draw=True, test_out_dir=folder)
-    elif config.get("default_scope") == "mmseg":
+    elif scope_of(config) == "mmseg":
         hook.update(draw=True)
         # Where a training is configured, mmseg's hook builds it, data included.
         for field in ("train_cfg", "train_dataloader", "optim_wrapper", "param_scheduler"):
@@ -159,8 +160,8 @@ def _save_masks(config: Config, folder: str) -> None:
 
 
 def _use_tta(config: Config) -> None:
-    scope = config.get("default_scope")
-    merge = config.get("tta_model") or TTA_MODELS.get(scope)
+    scope = scope_of(config)
+    merge = config.get("tta_model") or TTA_MODELS.get(scope or "")
     if merge is None:
         raise UserError(f"--tta needs tta_model in a config of scope {scope}")
     masks = [

@@ -122,6 +122,22 @@ def _meant(name: str, candidates: Iterable[str], cutoff: float = 0.6) -> str:
     return f"; did you mean {' or '.join(similar)}?" if similar else ""
 
 
+def import_rednet(config: Config) -> None:
+    """Lets the config that a run writes to its work directory stand on its own.
+
+    The options and the commands may name types of this package in a config that does not import it.
+    """
+    imports = config.get("custom_imports") or {}
+    names = imports.get("imports") or []
+    names = [names] if isinstance(names, str) else list(names)
+    if not any(name.partition(".")[0] == "rednet" for name in names):
+        config.custom_imports = {
+            "allow_failed_imports": False,
+            **imports,
+            "imports": [*names, "rednet"],
+        }
+
+
 # ---- keys
 
 

@@ -12,6 +12,9 @@ from torch import nn
 
 from rednet.cli.preflight import check_pretrained, check_scope
 from rednet.errors import UserError
+from rednet.layers.base import ConvLayer
+
+LIBRARIES = ("mmpretrain", "mmdet", "mmseg")
 
 
 def build_model(config: Config) -> nn.Module:
@@ -21,11 +24,34 @@ def build_model(config: Config) -> nn.Module:
         MissingDependencyError: If that library is not installed.
         UserError: If the backbone does not accept mmseg's ``model.pretrained``.
     """
-    scope = config.get("default_scope")
+    scope = scope_of(config)
     check_scope(scope)
     init_default_scope(scope or "mmengine")
     check_pretrained(config)
     return MODELS.build(config.model)
+
+
+def scope_of(config: Config) -> str | None:
+    """The library that a config is written for, or None for no library of OpenMMLab's.
+
+    New-style configs, which import their types, set ``default_scope=None``. There the model's type
+    tells.
+    """
+    scope = config.get("default_scope")
+    kind = (config.get("model") or {}).get("type")
+    if scope is not None or kind is None:
+        return scope
+    path = kind if isinstance(kind, str) else kind.__module__
+    library = path.partition(".")[0]
+    return library if library in LIBRARIES and library != path else None
+
+
+def image_channels(model: nn.Module) -> int:
+    """Channels of the images that a model expects: those of its first convolution."""
+    backbone = getattr(model, "backbone", model)
+    convolutions = (each for each in backbone.modules() if isinstance(each, (nn.Conv2d, ConvLayer)))
+    first = next(convolutions, None)
+    return 3 if first is None else first.in_channels
 
 
 def with_preprocessor(config: Config) -> Config:

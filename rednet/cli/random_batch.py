@@ -16,7 +16,9 @@ Size = tuple[int, int]
 _CLASSES = 10
 
 
-def random_batch(scope: str | None, sizes: Sequence[Size], objects: int = 10) -> dict[str, Any]:
+def random_batch(
+    scope: str | None, sizes: Sequence[Size], objects: int = 10, channels: int = 3
+) -> dict[str, Any]:
     """Makes what a data loader would give.
 
     Args:
@@ -25,9 +27,10 @@ def random_batch(scope: str | None, sizes: Sequence[Size], objects: int = 10) ->
         objects: Annotated objects in each image, for a detector: boxes of an eighth to a half of
             the image's sides, with a mask that fills the box, of the first ten classes. For a
             segmentor, every pixel has one of these classes.
+        channels: Channels of the images.
 
     Returns:
-        ``inputs``, uint8 images (3, H, W), and ``data_samples``.
+        ``inputs``, uint8 images (channels, H, W), and ``data_samples``.
 
     Raises:
         UserError: If no such batch is known for the scope.
@@ -36,7 +39,7 @@ def random_batch(scope: str | None, sizes: Sequence[Size], objects: int = 10) ->
         raise UserError(
             f"there are random batches for mmpretrain, mmdet and mmseg, not for {scope}"
         )
-    inputs = [torch.randint(256, (3, *size), dtype=torch.uint8) for size in sizes]
+    inputs = [torch.randint(256, (channels, *size), dtype=torch.uint8) for size in sizes]
     if scope == "mmpretrain":
         return dict(inputs=torch.stack(inputs), data_samples=[_classified(each) for each in sizes])
     if scope == "mmseg":

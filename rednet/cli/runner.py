@@ -14,7 +14,7 @@ from mmengine.registry import RUNNERS
 from mmengine.runner import Runner
 
 from rednet.checkpoint.reading import require_weights_only
-from rednet.cli.config import LOADERS
+from rednet.cli.config import LOADERS, import_rednet
 from rednet.cli.paths import check_output
 
 
@@ -28,25 +28,9 @@ def set_up_run(config: Config, arguments: argparse.Namespace) -> None:
     elif config.get("work_dir") is None:
         config.work_dir = str(Path("work_dirs") / Path(arguments.config).stem)
     check_output(config.work_dir, "the work directory (--work-dir)", folder=True)
-    _import_rednet(config)
+    import_rednet(config)
     for loader in filter(None, map(config.get, LOADERS)):
         _set_loader_defaults(loader, config.get("default_scope"), arguments)
-
-
-def _import_rednet(config: Config) -> None:
-    """Lets the config that a run writes to its work directory stand on its own.
-
-    The options and the commands may name types of this package in a config that does not import it.
-    """
-    imports = config.get("custom_imports") or {}
-    names = imports.get("imports") or []
-    names = [names] if isinstance(names, str) else list(names)
-    if not any(name.partition(".")[0] == "rednet" for name in names):
-        config.custom_imports = {
-            "allow_failed_imports": False,
-            **imports,
-            "imports": [*names, "rednet"],
-        }
 
 
 def _set_loader_defaults(loader: Any, scope: str | None, arguments: argparse.Namespace) -> None:

@@ -22,7 +22,7 @@ from torch import nn
 from rednet.cli.arguments import config_parser, image_size
 from rednet.cli.command import run
 from rednet.cli.config import read_config
-from rednet.cli.model import build_model
+from rednet.cli.model import build_model, image_channels, scope_of
 from rednet.flops import ELEMENTWISE, MULTIPLY_ADDS, Cost, count_flops
 
 
@@ -30,9 +30,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Prints what the arguments ask for."""
     args = _parse(arguments)
     config, _ = read_config(args.config, args.cfg_options)
-    height, width = image_size(args.shape, config.get("default_scope"))
-    costs = count_flops(_build(config, height, width), torch.zeros(1, 3, height, width))
-    print(f"{args.config}, input 1 x 3 x {height} x {width}\n")
+    height, width = image_size(args.shape, scope_of(config))
+    model = _build(config, height, width)
+    channels = image_channels(model)
+    costs = count_flops(model, torch.zeros(1, channels, height, width))
+    print(f"{args.config}, input 1 x {channels} x {height} x {width}\n")
     print(_summary(costs[""]))
     if args.table is not None:
         print(f"\n{_table(costs, args.table)}")
@@ -62,7 +64,7 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
 def _build(config: Config, height: int, width: int) -> nn.Module:
     """Builds the model so that its forward needs only an image, also if it is a detector."""
     model = build_model(config)
-    if config.get("default_scope") == "mmdet":
+    if scope_of(config) == "mmdet":
         size = (height, width)
         meta = dict(img_shape=size, ori_shape=size, pad_shape=size, batch_input_shape=size)
         sample = BaseDataElement(metainfo=dict(meta, scale_factor=(1.0, 1.0)))

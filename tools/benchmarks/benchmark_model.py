@@ -49,7 +49,7 @@ from torch import Tensor, nn
 from rednet.cli.arguments import add_config_options, image_size, positive
 from rednet.cli.command import run
 from rednet.cli.config import read_config
-from rednet.cli.model import build_model
+from rednet.cli.model import build_model, image_channels, scope_of
 from rednet.cli.random_batch import random_batch
 from rednet.errors import UserError
 
@@ -136,11 +136,12 @@ def _steps(args: argparse.Namespace) -> dict[str, Action]:
 
 def _step(config: Config, args: argparse.Namespace) -> Action:
     """The step of mmengine, from images in bytes to predictions or to new weights."""
-    scope = config.get("default_scope")
+    scope = scope_of(config)
     if args.amp and scope == "mmdet" and args.device.type == "cpu":
         raise UserError("--amp: a detector needs a GPU for it, mmcv's NMS takes no bfloat16")
     model: Any = _placed(build_model(config), args)
-    data = random_batch(scope, [image_size(args.shape, scope)] * args.batch_size)
+    sizes = [image_size(args.shape, scope)] * args.batch_size
+    data = random_batch(scope, sizes, channels=image_channels(model))
 
     def infer() -> object:
         with torch.no_grad(), _autocast(args):
@@ -158,7 +159,7 @@ def _step(config: Config, args: argparse.Namespace) -> Action:
 
 
 def _plain_step(config: Config, args: argparse.Namespace) -> Action:
-    if config.get("default_scope") != "mmpretrain":
+    if scope_of(config) != "mmpretrain":
         raise UserError("--plain and --peer are for classifiers, of mmpretrain or without a config")
     return _step_of_classifier(_placed(build_model(config), args), args, mode="tensor")
 
@@ -166,7 +167,8 @@ def _plain_step(config: Config, args: argparse.Namespace) -> Action:
 def _step_of_classifier(model: nn.Module, args: argparse.Namespace, **options: Any) -> Action:
     """Scores of random images, or a training step on them."""
     layout = torch.channels_last if args.channels_last else torch.contiguous_format
-    images = torch.randn(args.batch_size, 3, *image_size(args.shape), device=args.device)
+    shape = (args.batch_size, image_channels(model), *image_size(args.shape))
+    images = torch.randn(shape, device=args.device)
     images = images.contiguous(memory_format=layout)
 
     def infer() -> Tensor:

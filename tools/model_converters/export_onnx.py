@@ -22,20 +22,19 @@ from rednet.checkpoint.reading import require_weights_only
 from rednet.cli.arguments import config_parser, image_size
 from rednet.cli.command import run
 from rednet.cli.config import read_config
-from rednet.cli.model import build_model, load_weights
+from rednet.cli.model import build_model, image_channels, load_weights, scope_of
 from rednet.cli.paths import check_checkpoint, check_output
 from rednet.deploy.onnx import EXPORTERS, TOLERANCE, Graph, export_onnx, relative_errors
 from rednet.errors import UserError
-
-CHANNELS = 3
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Exports what the arguments name."""
     args = _parse(arguments)
-    image = (CHANNELS, *image_size(args.shape))
+    size = image_size(args.shape)
     check_output(args.out, "--out", sources=(args.config, args.checkpoint))
     model = _build(args)
+    image = (image_channels(model), *size)
     target = Path(args.out)
     # Beside its place, so that it gets there in one step, when it has been checked.
     with tempfile.TemporaryDirectory(dir=target.parent) as folder:
@@ -61,6 +60,11 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         help="size of the images that the model is recorded with (224 224)",
     )
     parser.add_argument(
+        "--backbone",
+        action="store_true",
+        help="export the backbone only: the way for detectors. The checkpoint is the whole model's",
+    )
+    parser.add_argument(
         "--fixed-size", action="store_true", help="accept images of this height and width only"
     )
     parser.add_argument(
@@ -77,23 +81,31 @@ def _build(args: argparse.Namespace) -> nn.Module:
         check_checkpoint(args.checkpoint, "the checkpoint")
     require_weights_only()
     config, _ = read_config(args.config, args.cfg_options)
-    _check_kind(config)
+    if not args.backbone:
+        _check_kind(config)
     model = build_model(config)
     if args.checkpoint is None:
         print("no checkpoint: the weights are random")
     else:
         load_weights(model, args.checkpoint)
-    return model
+    return _backbone(model) if args.backbone else model
+
+
+def _backbone(model: nn.Module) -> nn.Module:
+    backbone = getattr(model, "backbone", None)
+    if not isinstance(backbone, nn.Module):
+        raise UserError(f"--backbone: {type(model).__name__} has no backbone to export")
+    return backbone
 
 
 def _check_kind(config: Config) -> None:
     if "model" not in config:
         raise UserError("the config has no model to export")
-    if config.get("default_scope") == "mmdet":
+    if scope_of(config) == "mmdet":
         raise UserError(
             f"detectors, such as this {config.model.type}, are not supported: their proposals and "
-            "their suppression of overlapping boxes are no plain graph. A config whose model is "
-            "the backbone exports that alone"
+            "their suppression of overlapping boxes are not a plain graph. --backbone exports the "
+            "backbone"
         )
 
 

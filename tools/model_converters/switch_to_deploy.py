@@ -22,8 +22,8 @@ from rednet import switch_to_deploy
 from rednet.checkpoint.reading import require_weights_only
 from rednet.cli.arguments import config_parser, image_size
 from rednet.cli.command import run
-from rednet.cli.config import read_config
-from rednet.cli.model import build_model, load_weights, with_preprocessor
+from rednet.cli.config import import_rednet, read_config
+from rednet.cli.model import build_model, image_channels, load_weights, with_preprocessor
 from rednet.cli.paths import check_checkpoint, check_output
 
 
@@ -36,8 +36,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         check_output(path, "the output", sources=(args.config, args.checkpoint))
     require_weights_only()
     config, _ = read_config(args.config, args.cfg_options)
-    images = torch.rand(2, 3, *image_size(args.shape))
     model = build_model(with_preprocessor(config))
+    images = torch.rand(2, image_channels(model), *image_size(args.shape))
     meta = _load(model, args.checkpoint)
     before = _size(model)
     fused = switch_to_deploy(model, lambda model: _features(model, images))
@@ -83,10 +83,7 @@ def _write(model: nn.Module, meta: dict[str, Any], config: Config, prefix: str) 
     config = Config(config.to_dict())
     config.model = dict(type="Deployed", module=config.model)
     config.load_from, config.resume = checkpoint, False
-    imports = config.get("custom_imports") or dict(imports=[], allow_failed_imports=False)
-    if "rednet" not in imports["imports"]:
-        imports["imports"] = [*imports["imports"], "rednet"]
-    config.custom_imports = imports
+    import_rednet(config)
     config.dump(deployed)
     return checkpoint, deployed
 
