@@ -1,14 +1,25 @@
-"""Prints versions, backends and who serves mmcv's operators: ``python -m rednet``."""
+"""Prints versions and backends for bug reports, or runs another program with RedNet imported.
+
+    python -m rednet                        versions, backends, who serves mmcv's operators
+    python -m rednet PROGRAM [ARGUMENTS]    runs a Python file, such as mmdet's tools/test.py
+
+The second form is for programs that import ``mmcv.ops`` or read a checkpoint before a config could
+import RedNet.
+"""
 
 from __future__ import annotations
 
 import importlib
 import platform
-from collections.abc import Iterator
+import runpy
+import sys
+from collections.abc import Iterator, Sequence
 from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
 
 import torch
 
+from rednet.cli.command import USER_ERROR
 from rednet.ops import explain_backends
 from rednet.version import __version__
 
@@ -26,10 +37,28 @@ PACKAGES = {
 }
 
 
-def main() -> None:
-    """Prints the report."""
+def main(arguments: Sequence[str]) -> int:
+    """Prints the report, or runs the program that the arguments name.
+
+    Returns:
+        The exit status: 2 if there is no such program.
+    """
+    if arguments:
+        return _run(arguments)
     for line in (*_versions(), "", *_backends(), "", *_mmcv_operators()):
         print(line)
+    return 0
+
+
+def _run(arguments: Sequence[str]) -> int:
+    program = Path(arguments[0])
+    if not program.is_file():
+        print(f"error: {program} is not a file", file=sys.stderr)
+        return USER_ERROR
+    sys.argv = list(arguments)
+    sys.path[0] = str(program.resolve().parent)  # as Python does for a program
+    runpy.run_path(str(program), run_name="__main__")
+    return 0
 
 
 def _versions() -> Iterator[str]:
@@ -77,4 +106,4 @@ def _mmcv_operators() -> Iterator[str]:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main(sys.argv[1:]))

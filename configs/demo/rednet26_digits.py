@@ -19,6 +19,7 @@ test_pipeline = [dict(type="Resize", scale=32), dict(type="PackInputs")]
 train_dataloader = dict(
     batch_size=64,
     num_workers=0,
+    persistent_workers=False,
     collate_fn=dict(type="default_collate"),
     sampler=dict(type="DefaultSampler", shuffle=True),
     dataset=dict(type="Digits", split="train", pipeline=train_pipeline),
@@ -26,6 +27,7 @@ train_dataloader = dict(
 val_dataloader = dict(
     batch_size=128,
     num_workers=0,
+    persistent_workers=False,
     collate_fn=dict(type="default_collate"),
     sampler=dict(type="DefaultSampler", shuffle=False),
     dataset=dict(type="Digits", split="val", pipeline=test_pipeline),

@@ -14,6 +14,7 @@ from mmengine.logging import print_log
 from mmengine.model import BaseModule, constant_init
 from torch import Tensor, fx, nn
 from torch.nn.modules.batchnorm import _BatchNorm
+from torch.utils.hooks import unserializable_hook
 
 from rednet.errors import ArgumentError
 from rednet.layers.base import is_unmodified
@@ -150,11 +151,30 @@ def _shortcut(
     if avg_down and stride != 1:
         layers.append(nn.AvgPool2d(stride, stride, ceil_mode=True, count_include_pad=False))
         stride = 1
-    layers.append(
-        build_conv_layer(conv_cfg, in_channels, out_channels, 1, stride=stride, bias=False)
+    convolution = build_conv_layer(
+        conv_cfg, in_channels, out_channels, 1, stride=stride, bias=False
     )
+    if type(convolution) is nn.Conv2d:
+        _keep_strides(convolution.weight)
+    layers.append(convolution)
     layers.append(build_norm_layer(norm_cfg, out_channels)[1])
     return nn.Sequential(*layers)
+
+
+def _keep_strides(weight: nn.Parameter) -> None:
+    """Gives the gradient of a 1 x 1 kernel the weight's strides, which DDP compares.
+
+    A strided convolution on a CPU gives it those of channels_last, which lie the same in memory:
+    they differ along sides of length 1 only. Without this, DDP warns and copies.
+    """
+
+    @unserializable_hook
+    def hook(grad: Tensor) -> Tensor:
+        if grad.stride() == weight.stride() or not grad.is_contiguous():
+            return grad
+        return grad.as_strided(grad.shape, weight.stride()) if weight.is_contiguous() else grad
+
+    weight.register_hook(hook)
 
 
 @MODELS.register_module()

@@ -3,6 +3,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import inspect
+import pickle
 from collections.abc import Callable
 
 import pytest
@@ -308,3 +309,17 @@ def test_stochastic_depth(image: Tensor) -> None:
     assert torch.equal(model(image)[0], model(image)[0])
     with pytest.raises(ArgumentError, match=r"drop_path_rate must be in \[0, 1\), got 1"):
         RedNet(26, drop_path_rate=1)
+
+
+@pytest.mark.parametrize("format", [torch.contiguous_format, torch.channels_last])
+def test_gradients_have_the_strides_of_their_parameters(format: torch.memory_format) -> None:
+    """DistributedDataParallel warns and copies where they have not."""
+    model = _tiny().to(memory_format=format).train()
+    sum(map.sum() for map in model(torch.randn(2, 3, 64, 64))).backward()
+    differing = [
+        name
+        for name, parameter in model.named_parameters()
+        if parameter.grad.stride() != parameter.stride()
+    ]
+    assert differing == []
+    pickle.loads(pickle.dumps(model))
