@@ -161,7 +161,7 @@ def _shortcut(
     return nn.Sequential(*layers)
 
 
-def _keep_strides(weight: nn.Parameter) -> None:
+def _keep_strides(weight: Tensor) -> None:
     """Gives the gradient of a 1 x 1 kernel the weight's strides, which DDP compares.
 
     A strided convolution on a CPU gives it those of channels_last, which lie the same in memory:
