@@ -19,7 +19,7 @@ from rednet.cli.model import build_model
 from rednet.cli.preflight import check_scope
 from rednet.cli.random_batch import random_batch
 from rednet.errors import MissingDependencyError, UserError
-from rednet.flops import measure
+from rednet.flops import count_flops
 from rednet.layers import Involution2d
 
 mmseg = pytest.importorskip("mmseg", reason="segmentors need mmseg")
@@ -91,7 +91,7 @@ def test_flops_are_the_published_ones(name: str) -> None:
     mmcv 1 counted no synchronized batch norms, so the published figures are lower.
     """
     small, large = (
-        measure(segmentor(name), torch.zeros(1, 3, *size))[""].published
+        count_flops(segmentor(name), torch.zeros(1, 3, *size))[""].published
         for size in ((128, 256), (256, 512))
     )
     per_step, remainder = divmod(large - small, 3)
