@@ -12,3 +12,8 @@ model = dict(
         init_cfg=dict(type="Pretrained", checkpoint=None, prefix="backbone."),
     )
 )
+
+param_scheduler = [
+    dict(type="LinearLR", start_factor=0.001, by_epoch=False, begin=0, end=2000),
+    dict(type="MultiStepLR", by_epoch=True, begin=0, end=12, milestones=[8, 11], gamma=0.1),
+]

@@ -13,9 +13,4 @@ model = dict(
     )
 )
 
-param_scheduler = [
-    dict(type="LinearLR", start_factor=0.001, by_epoch=False, begin=0, end=2000),
-    dict(type="MultiStepLR", by_epoch=True, begin=0, end=12, milestones=[8, 11], gamma=0.1),
-]
-
 optim_wrapper = dict(clip_grad=dict(max_norm=40, norm_type=2))

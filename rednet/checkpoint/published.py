@@ -1,8 +1,8 @@
-"""Converts published checkpoints of RedNet into ones that load into this package's models.
+"""Converts published checkpoints into ones that load into this package's models.
 
-The published files were written by mmcls 0.x, mmdet 2.x and mmseg 0.x. Most of their keys are still
-valid. They differ where an involution replaces a ConvModule in an FPN or a mask head: here it is
-the ConvModule's convolution, so the name is longer.
+RedNet's were written by mmcls 0.x, mmdet 2.x and mmseg 0.x. Most of their keys are still valid.
+They differ where an involution replaces a ConvModule in an FPN or a mask head: here it is the
+ConvModule's convolution, so the name is longer. Those of the other layers have torchvision's names.
 """
 
 from __future__ import annotations
@@ -14,18 +14,10 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from rednet.checkpoint.renaming import is_rednet, rednet_name, torchvision_name
 from rednet.errors import ArgumentError
 from rednet.layers.involution import GROUP_CHANNELS, generated_kernel_size
 
-# Names that match nothing stay.
-RENAMED = (
-    # DistributedDataParallel's prefix
-    (re.compile(r"^module\."), ""),
-    # a bare backbone
-    (re.compile(r"^(?=(stem|layer[1-4])\.)"), "backbone."),
-    (re.compile(r"^(neck\.fpn_convs\.\d+)\.(?=conv[12]\.(conv|bn)\.)"), r"\1.conv."),
-    (re.compile(r"^(roi_head\.mask_head\.convs\.\d+)\.0\.(?=conv[12]\.(conv|bn)\.)"), r"\1.conv."),
-)
 # The parts of a classifier, a detector or a segmentor that may follow the backbone.
 HEADS = re.compile(r"^(neck|head|rpn_head|bbox_head|roi_head|decode_head|auxiliary_head)\.")
 BACKBONE = re.compile(
@@ -46,6 +38,8 @@ class Conversion(NamedTuple):
         renamed: New names by old ones.
         refused: Reasons by name.
         missing: Entries of the model that the checkpoint lacks, if a model was given.
+        added: Entries that old files lack and whose value is known: counts of batches, which start
+            at 0, and temperatures, which a trained layer keeps at 1.
         kernel_sizes: Kernel size of each involution by its new name, derived from its weights.
     """
 
@@ -54,6 +48,7 @@ class Conversion(NamedTuple):
     renamed: dict[str, str]
     refused: dict[str, str]
     missing: list[str]
+    added: list[str]
     kernel_sizes: dict[str, int]
 
     @property
@@ -67,11 +62,12 @@ class Conversion(NamedTuple):
         yield from (f"renamed  {old} -> {new}" for old, new in self.renamed.items())
         yield from (f"refused  {name}: {reason}" for name, reason in self.refused.items())
         yield from (f"missing  {name}" for name in self.missing)
+        yield from (f"added    {name}: {self.state_dict[name].item():g}" for name in self.added)
         if self.stem_kernel_size is not None:
             yield f"the stem's involution has stem_kernel_size={self.stem_kernel_size}"
         yield (
             f"{len(self.taken)} entries taken, {len(self.renamed)} renamed, "
-            f"{len(self.refused)} refused, {len(self.missing)} missing"
+            f"{len(self.refused)} refused, {len(self.missing)} missing, {len(self.added)} added"
         )
 
 
@@ -79,6 +75,8 @@ def convert(
     state_dict: Mapping[str, Any], build_model: Callable[[int | None], nn.Module] | None = None
 ) -> Conversion:
     """Renames the entries of a published checkpoint to their names in this package.
+
+    A checkpoint without the stem of a RedNet is read as one with torchvision's names.
 
     Args:
         state_dict: Weights by published name.
@@ -90,10 +88,11 @@ def convert(
     Returns:
         The entries with their new names, and a report on each.
     """
-    result = Conversion({}, [], {}, {}, [], {})
+    result = Conversion({}, [], {}, {}, [], [], {})
+    rednet = build_model is None or any(is_rednet(name) for name in state_dict)
     for old, value in state_dict.items():
-        new = _renamed(old)
-        reason = _objection(new, value, result.state_dict)
+        new = rednet_name(old) if rednet else torchvision_name(old)
+        reason = _objection(new, value, result.state_dict, rednet)
         if reason is not None:
             result.refused[old] = reason
             continue
@@ -102,23 +101,32 @@ def convert(
             result.taken.append(old)
         else:
             result.renamed[old] = new
-    _read_kernel_sizes(result)
+    if rednet:
+        _read_kernel_sizes(result)
+    _add_batch_counts(result)
     if build_model is not None:
         _compare_with_model(result, build_model)
     return result
 
 
-def _renamed(name: str) -> str:
-    for pattern, replacement in RENAMED:
-        name = pattern.sub(replacement, name)
-    return name
+def _add_batch_counts(result: Conversion) -> None:
+    """Adds what batch norms count since PyTorch 0.4.1."""
+    for name in list(result.state_dict):
+        count = f"{name.removesuffix('running_mean')}num_batches_tracked"
+        if name.endswith(".running_mean") and count not in result.state_dict:
+            result.state_dict[count] = torch.tensor(0)
+            result.added.append(count)
 
 
-def _objection(name: str, value: Any, taken: Mapping[str, Tensor]) -> str | None:
+def _objection(
+    name: str, value: Any, taken: Mapping[str, Tensor], is_from_rednet: bool
+) -> str | None:
     if not isinstance(value, Tensor):
         return f"not a tensor but {type(value).__name__}"
     if name in taken:
         return f"a second entry for {name}"
+    if not is_from_rednet:
+        return None  # the model is known, and compared with
     if name.startswith("backbone."):
         return None if BACKBONE.match(name) else "no entry of a RedNet has this name"
     return None if HEADS.match(name) else "no part of a model that is known has this name"
@@ -158,18 +166,27 @@ def _refuse(result: Conversion, names: Iterable[str], reason: str) -> None:
         result.refused[old] = reason
         if name in old_names:
             del result.renamed[old]
+        elif name in result.added:
+            result.added.remove(name)
         else:
             result.taken.remove(name)
 
 
 def _compare_with_model(result: Conversion, build_model: Callable[[int | None], nn.Module]) -> None:
-    with torch.device("meta"):
-        model = build_model(result.stem_kernel_size)
-    own = {name: tuple(value.shape) for name, value in model.state_dict().items()}
+    # Not on the meta device, where mmpretrain's ResNet cannot be built.
+    state = build_model(result.stem_kernel_size).state_dict()
+    own = {name: tuple(value.shape) for name, value in state.items()}
     for name in list(result.state_dict):
         shape = tuple(result.state_dict[name].shape)
         if name not in own:
             _refuse(result, [name], "the config's model has no such entry")
         elif shape != own[name]:
             _refuse(result, [name], f"its shape is {shape}, the config's model has {own[name]}")
-    result.missing.extend(name for name in own if name not in result.state_dict)
+    for name in own:
+        if name in result.state_dict:
+            continue
+        if name.endswith(".temperature"):
+            result.state_dict[name] = torch.ones_like(state[name])
+            result.added.append(name)
+        else:
+            result.missing.append(name)

@@ -28,6 +28,7 @@ import torch
 from mmengine.logging import HistoryBuffer
 from torch import Tensor
 
+from rednet.checkpoint.paddle import SUFFIX, read_paddle_weights
 from rednet.errors import UserError
 
 # int32 is what Windows calls an int in NumPy 1.
@@ -54,7 +55,8 @@ def read_state_dict(path: str | Path) -> dict[str, Tensor]:
     """Reads the weights of a checkpoint, and nothing that could run code.
 
     Args:
-        path: A file with a state_dict, at the top level or under ``state_dict``.
+        path: A file with a state_dict, at the top level or under ``state_dict``, or PaddlePaddle's
+            weights in a ``.pdparams`` file.
 
     Returns:
         The state_dict.
@@ -65,7 +67,7 @@ def read_state_dict(path: str | Path) -> dict[str, Tensor]:
     """
     if not Path(path).is_file():
         raise UserError(f"there is no checkpoint {path}")
-    content = _read(path)
+    content = read_paddle_weights(path) if Path(path).suffix == SUFFIX else _read(path)
     state_dict = content.get("state_dict", content) if isinstance(content, dict) else None
     if not isinstance(state_dict, dict) or not any(
         isinstance(value, Tensor) for value in state_dict.values()

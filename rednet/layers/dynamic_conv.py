@@ -80,7 +80,9 @@ class DynamicConv2d(MixtureConvLayer):
         )
         self.num_kernels = num_kernels
         self.ratio = positive_number("ratio", ratio)
-        self.attention = _Attention(in_channels, int(in_channels * ratio) + 1, num_kernels)
+        # As published: an image's 3 channels would leave a single hidden value.
+        hidden = num_kernels if in_channels == 3 else int(in_channels * ratio) + 1
+        self.attention = _Attention(in_channels, hidden, num_kernels)
         if bias:
             self.bias = nn.Parameter(torch.empty(num_kernels, out_channels))
         else:

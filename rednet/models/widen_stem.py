@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from mmengine.logging import print_log
 from torch import Tensor
 
+from rednet.errors import ArgumentError
 from rednet.layers.involution import Involution2d, generated_kernel_size
 
 
@@ -18,8 +19,7 @@ def widen_stem_kernel(
     """Places the kernel of a checkpoint's stem involution in the center of a RedNet's larger one.
 
     The published classification checkpoints have a 3 x 3 kernel, the published detectors a 7 x 7
-    one. With zeros around it, the larger kernel computes what the smaller one computed. A larger
-    kernel cannot be loaded into a smaller one: the entry is left for PyTorch to refuse.
+    one. With zeros around it, the larger kernel computes what the smaller one computed.
 
     Args:
         backbone: The RedNet that loads the checkpoint.
@@ -27,7 +27,9 @@ def widen_stem_kernel(
         prefix: Prefix of the backbone's entries in it.
 
     Raises:
-        ArgumentError: If the checkpoint's kernel is not square or its size is even.
+        ArgumentError: If the checkpoint's kernel is not square, its size is even or it is larger
+            than the RedNet's. Without strict loading, PyTorch's own error would not be raised, and
+            the kernel would stay random.
     """
     involution: Involution2d = backbone.stem[1]
     weight, bias = (f"{prefix}stem.1.conv2.conv.{name}" for name in ("weight", "bias"))
@@ -36,7 +38,12 @@ def widen_stem_kernel(
     groups = involution.out_channels // involution.group_channels
     given = generated_kernel_size(weight, state_dict[weight], groups)
     border = (involution.kernel_size[0] - given) // 2
-    if border <= 0:
+    if border < 0:
+        raise ArgumentError(
+            f"{weight}: the checkpoint's stem has a {given} x {given} kernel, and stem_kernel_size "
+            f"is {involution.kernel_size[0]}: set stem_kernel_size={given}"
+        )
+    if border == 0:
         return
     for name in (weight, bias):
         entry = state_dict[name]

@@ -1,11 +1,14 @@
 from __future__ import annotations
 
 import importlib.util
+import pickle
+import re
 from collections.abc import Iterator
 from functools import lru_cache, partial
 from pathlib import Path
 from types import ModuleType
 
+import numpy as np
 import pytest
 import torch
 from mmengine.config import Config
@@ -14,6 +17,7 @@ from torch import Tensor
 
 from rednet.checkpoint.published import convert
 from rednet.checkpoint.reading import read_state_dict
+from rednet.checkpoint.renaming import torchvision_name
 from rednet.cli.model import build_with_stem
 from rednet.errors import UserError
 from rednet.models import RedNet
@@ -261,6 +265,144 @@ def test_names_and_shapes_that_the_model_has_not_are_refused_and_the_rest_is_mis
     assert "(10, 2048)" in result.refused["head.fc.weight"]
     assert "(1000, 2048)" in result.refused["head.fc.weight"]
     assert sorted(result.missing) == ["backbone.layer4.0.bn3.bias", "head.fc.weight"]
+
+
+# ---- other names and old files
+
+
+def test_files_without_counts_of_batches_are_completed() -> None:
+    state = {k: v for k, v in tensors(classifier(26)).items() if "num_batches_tracked" not in k}
+    result = convert(state, partial(build_with_stem, config("rednet26_imagenet.py")))
+    assert not result.missing and not result.refused
+    assert result.taken == list(state)
+    assert len(result.added) == sum(name.endswith("running_mean") for name in state)
+    assert all(result.state_dict[name] == 0 for name in result.added)
+    assert sum(line.startswith("added ") for line in result.lines()) == len(result.added)
+
+
+# torchvision's VGG and EfficientNet are built in another way than mmpretrain's. One config of each
+# network: building takes long.
+VARIANTS = (
+    "resnet18_acblock_imagenet",
+    "resnet18_dynamicconv_imagenet",
+    "resnet18_odconv4x_imagenet",
+    "resnet50_saconv_imagenet",
+    "resnet50_spconv2_imagenet",
+    "mobilenet-v2-x0.5_odconv1x_imagenet",
+    "mobilenet-v2_condconv_imagenet",
+)
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_weights_of_a_variant_are_taken_under_torchvisions_names(name: str) -> None:
+    build = partial(build_with_stem, config(f"variants/{name}.py"))
+    model = build(None)
+    expected = model.state_dict()
+    published = {
+        torchvision_names(key): value
+        for key, value in expected.items()
+        if not key.endswith((".temperature", "num_batches_tracked"))
+    }
+    result = convert({f"module.{key}": value for key, value in published.items()}, build)
+    assert result.state_dict.keys() == expected.keys()
+    assert not result.refused and not result.missing
+    assert set(result.added) == {
+        key for key in expected if key.endswith((".temperature", "num_batches_tracked"))
+    }
+    for key in result.renamed.values():
+        assert result.state_dict[key] is expected[key] or torch.equal(
+            result.state_dict[key], expected[key]
+        )
+    assert all(result.state_dict[k] == 1 for k in result.added if k.endswith("temperature"))
+
+
+def torchvision_names(name: str) -> str:
+    """torchvision's name of an entry of an mmpretrain classifier."""
+    name = re.sub(r"^head\.fc\.", "fc.", name)
+    name = name.removeprefix("backbone.")
+    if name.startswith("conv1.conv.") or name.startswith("conv1.bn."):
+        return name.replace("conv1.conv", "features.0.0").replace("conv1.bn", "features.0.1")
+    if name.startswith("conv2."):
+        return name.replace("conv2.conv", "features.18.0", 1).replace("conv2.bn", "features.18.1")
+    block = re.match(r"^layer(\d)\.(\d)\.conv\.(\d)\.(conv|bn)\.(.+)$", name)
+    if not block:
+        return name
+    number = [1, 2, 4, 7, 11, 14, 17][int(block[1]) - 1] + int(block[2])
+    index, is_norm = int(block[3]), block[4] == "bn"
+    last = 1 if number == 1 else 2
+    place = f"{index + is_norm}" if index == last else f"{index}.{int(is_norm)}"
+    return f"features.{number}.conv.{place}.{block[5]}"
+
+
+def test_torchvisions_mobilenet_is_renamed_to_mmpretrains() -> None:
+    pytest.importorskip("mmpretrain")
+    models = pytest.importorskip("torchvision.models")
+    from mmpretrain.models import MobileNetV2
+
+    published = models.mobilenet_v2().state_dict()
+    ours = {f"backbone.{key}": value for key, value in MobileNetV2().state_dict().items()}
+    renamed = {torchvision_name(key): value for key, value in published.items()}
+    head = {"head.fc.weight", "head.fc.bias"}
+    assert renamed.keys() == ours.keys() | head
+    assert all(renamed[key].shape == ours[key].shape for key in ours)
+
+
+# ---- PaddlePaddle
+
+
+def paddle_file(path: Path, protocol: int) -> dict[str, Tensor]:
+    """Writes a RedNet-26 as paddle.save does; returns its entries by PyTorch's names."""
+    names = {"running_mean": "_mean", "running_var": "_variance"}
+    expected, content = {}, {"StructuredToParameterName@@": {"fc.weight": "linear_0.w_0"}}
+    shapes = backbone(26, 3) | {"fc.weight": (1000, 2048), "fc.bias": (1000,)}
+    for name, shape in shapes.items():
+        if name.endswith("num_batches_tracked"):
+            continue
+        parent, _, leaf = name.rpartition(".")
+        value = torch.rand(1).expand(shape) if name != "fc.weight" else torch.rand(shape)
+        expected[name] = value
+        array = value.numpy()
+        paddles = f"{parent}.{names.get(leaf, leaf)}"
+        content[paddles] = array.T.copy() if name == "fc.weight" else array.copy()
+    path.write_bytes(pickle.dumps(content, protocol=protocol))
+    return expected
+
+
+@pytest.mark.parametrize("protocol", [2, 4])
+def test_weights_of_paddle_are_read_without_it(tmp_path: Path, protocol: int) -> None:
+    path = tmp_path / "RedNet26_pretrained.pdparams"
+    expected = paddle_file(path, protocol)
+    state = read_state_dict(path)
+    assert state.keys() == expected.keys()
+    assert all(torch.equal(state[name], value) for name, value in expected.items())
+    result = convert(state, partial(build_with_stem, config("rednet26_imagenet.py")))
+    assert not result.refused and not result.missing
+    assert torch.equal(result.state_dict["head.fc.weight"], expected["fc.weight"])
+
+
+class Harmful:
+    def __reduce__(self) -> tuple:
+        return (print, ("code ran",))
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (pickle.dumps({"a": Harmful()}), "holds builtins.print, which could run code"),
+        (b"no pickle", "is not a file of PaddlePaddle's weights"),
+        (pickle.dumps([1]), "holds no weights by name, but list"),
+        (pickle.dumps({"a": np.array(["text"])}), "must hold numbers"),
+        (pickle.dumps({"a": 1}), "holds no state_dict"),
+    ],
+)
+def test_a_paddle_file_runs_no_code(
+    content: bytes, message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "weights.pdparams"
+    path.write_bytes(content)
+    with pytest.raises(UserError, match=message):
+        read_state_dict(path)
+    assert "code ran" not in capsys.readouterr().out
 
 
 # ---- files

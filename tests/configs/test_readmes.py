@@ -42,7 +42,7 @@ def rows(folder: Path) -> dict[str, dict[str, str]]:
         cells = [cell.strip() for cell in line.strip("|").split("|")] if "|" in line else []
         if "config" in cells:
             header = cells
-        link = re.search(r"\[([\w-]+)\.py\]\(\1\.py\)", line)
+        link = re.search(r"\[([\w.-]+)\.py\]\(\1\.py\)", line)
         if link:
             found[link[1]] = dict(zip(header, cells, strict=True))
     return found

@@ -36,7 +36,7 @@ def test_the_kernel_is_the_published_average(geometry: dict, temperature: float)
         assert_close(layer(image)[index : index + 1], expected)
 
 
-@pytest.mark.parametrize(("channels", "ratio", "hidden"), [(64, 0.25, 17), (3, 0.25, 1)])
+@pytest.mark.parametrize(("channels", "ratio", "hidden"), [(64, 0.25, 17), (16, 0.25, 5)])
 def test_the_attention_has_the_published_width(channels: int, ratio: float, hidden: int) -> None:
     layer = DynamicConv2d(channels, 4, 3, ratio=ratio)
     assert layer.attention.fc1.weight.shape == (hidden, channels, 1, 1)
@@ -47,3 +47,9 @@ def test_the_attention_has_the_published_width(channels: int, ratio: float, hidd
 def test_a_bad_ratio_is_named() -> None:
     with pytest.raises(ValueError, match="ratio must be finite and above 0, got -1"):
         DynamicConv2d(4, 4, 3, ratio=-1)
+
+
+def test_an_image_of_three_channels_has_as_many_hidden_values_as_kernels() -> None:
+    """As published; a quarter of 3 channels would leave one."""
+    attention = DynamicConv2d(3, 8, 3, num_kernels=5).attention
+    assert attention.fc1.weight.shape == (5, 3, 1, 1) and attention.fc2.weight.shape == (5, 5, 1, 1)

@@ -31,10 +31,14 @@ def test_mmengines_loading_below_a_prefix_widens_too() -> None:
     assert state["backbone.stem.1.conv2.conv.weight"].shape[0] == 25  # the caller's is unharmed
 
 
-def test_a_larger_stem_kernel_is_refused() -> None:
+def test_a_larger_stem_kernel_is_refused_also_without_strict_loading(tmp_path: Path) -> None:
     state = RedNet(**TINY, stem_kernel_size=7).state_dict()
-    with pytest.raises(RuntimeError, match="stem.1.conv2.conv.weight"):
+    with pytest.raises(ArgumentError, match="7 x 7 kernel.* set stem_kernel_size=7"):
         RedNet(**TINY, stem_kernel_size=3).load_state_dict(state)
+    torch.save(dict(state_dict=state), tmp_path / "detector.pth")
+    init_cfg = dict(type="Pretrained", checkpoint=str(tmp_path / "detector.pth"))
+    with pytest.raises(ArgumentError, match="set stem_kernel_size=7"):
+        RedNet(**TINY, stem_kernel_size=3, init_cfg=init_cfg).init_weights()
 
 
 @pytest.mark.parametrize("shape", [(8, 4, 1, 1), (18,), ()])

@@ -1,0 +1,23 @@
+"""ResNet-50 with dynamic convolution, four kernels.
+
+The schedule and the temperature are ResNet-18's.
+"""
+
+_base_ = [
+    "mmpretrain::_base_/models/resnet50.py",
+    "mmpretrain::_base_/schedules/imagenet_bs256.py",
+    "../_base_/datasets/imagenet.py",
+    "../_base_/default_runtime.py",
+]
+
+model = dict(
+    backbone=dict(
+        _delete_=True,
+        type="SwapConv",
+        module={{_base_.model.backbone}},
+        conv_cfg=dict(type="DynamicConv2d", num_kernels=4),
+        include=r"^layer\d\.",
+    )
+)
+
+custom_hooks = _base_.custom_hooks + [dict(type="TemperatureAnnealHook")]

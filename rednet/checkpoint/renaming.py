@@ -1,0 +1,75 @@
+"""Names of published checkpoints, and what they are called in the models of this package."""
+
+from __future__ import annotations
+
+import re
+from itertools import accumulate
+
+# DistributedDataParallel's prefix.
+_WRAPPER = (re.compile(r"^module\."), "")
+# Names that match nothing stay.
+_REDNET = (
+    _WRAPPER,
+    # a bare backbone
+    (re.compile(r"^(?=(stem|layer[1-4])\.)"), "backbone."),
+    # the classifier of PaddleClas
+    (re.compile(r"^fc\."), "head.fc."),
+    (re.compile(r"^(neck\.fpn_convs\.\d+)\.(?=conv[12]\.(conv|bn)\.)"), r"\1.conv."),
+    (re.compile(r"^(roi_head\.mask_head\.convs\.\d+)\.0\.(?=conv[12]\.(conv|bn)\.)"), r"\1.conv."),
+)
+# torchvision's ResNet and MobileNetV2, whose names the authors of ODConv and SPConv kept.
+_TORCHVISION = (
+    _WRAPPER,
+    (re.compile(r"^(?=(conv1|bn1|layer[1-4])\.)"), "backbone."),
+    (re.compile(r"^(fc|classifier\.1)\."), "head.fc."),
+)
+_MOBILENET_BLOCK = re.compile(r"^(?:backbone\.)?features\.(\d+)\.conv\.(\d)\.(?:([01])\.)?(.+)$")
+_MOBILENET_ENDS = re.compile(r"^(?:backbone\.)?features\.(0|18)\.([01])\.(.+)$")
+_MOBILENET_STAGES = (1, 2, 3, 4, 3, 3, 1)
+
+
+def is_rednet(name: str) -> bool:
+    """Whether an entry is one that only a RedNet has, by its published name."""
+    return re.search(r"(^|\.)stem\.", name) is not None
+
+
+def rednet_name(name: str) -> str:
+    """The name here of an entry of mmcls 0.x, mmdet 2.x, mmseg 0.x or PaddleClas."""
+    return _replaced(name, _REDNET)
+
+
+def torchvision_name(name: str) -> str:
+    """OpenMMLab's name of an entry of torchvision's ResNet or MobileNetV2."""
+    name = _replaced(name, _TORCHVISION)
+    ends = _MOBILENET_ENDS.match(name)
+    if ends:
+        layer = "conv1" if ends[1] == "0" else "conv2"
+        return f"backbone.{layer}.{_conv_or_bn(ends[2])}.{ends[3]}"
+    block = _MOBILENET_BLOCK.match(name)
+    return _mobilenet_block(int(block[1]), block[2], block[3], block[4]) if block else name
+
+
+def _replaced(name: str, patterns: tuple[tuple[re.Pattern[str], str], ...]) -> str:
+    for pattern, replacement in patterns:
+        name = pattern.sub(replacement, name)
+    return name
+
+
+def _mobilenet_block(number: int, index: str, part: str | None, rest: str) -> str:
+    """An entry of an inverted residual.
+
+    Its first layers are pairs of convolution and norm, its last convolution and norm are two
+    entries of their own.
+    """
+    last = 1 if number == 1 else 2  # the first block does not expand
+    if part is None:
+        part = str(int(index) - last)
+        index = str(last)
+    ends = list(accumulate(_MOBILENET_STAGES))
+    stage = next((each for each, end in enumerate(ends) if number <= end), len(ends) - 1)
+    block = number - 1 - (ends[stage] - _MOBILENET_STAGES[stage])
+    return f"backbone.layer{stage + 1}.{block}.conv.{index}.{_conv_or_bn(part)}.{rest}"
+
+
+def _conv_or_bn(part: str) -> str:
+    return "conv" if part == "0" else "bn"

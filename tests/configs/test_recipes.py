@@ -1,0 +1,126 @@
+"""The recipes of the configs are the published ones, field by field.
+
+RedNet's are those of the configs of d-li14/involution, ODConv's those of the README of OSVAI/ODConv
+and SPConv's those of the paper.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from mmengine.config import Config
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def coco(lr: float, warm_up: int, clip: float | None = None) -> dict[str, Any]:
+    """A recipe of 12 epochs on COCO."""
+    return dict(
+        optimizer=dict(type="SGD", lr=lr, momentum=0.9, weight_decay=1e-4),
+        clip=clip,
+        length=12,
+        warm_up=dict(begin=0, end=warm_up, start_factor=0.001),
+        decay=dict(type="MultiStepLR", milestones=[8, 11], gamma=0.1),
+    )
+
+
+def cityscapes() -> dict[str, Any]:
+    return dict(
+        optimizer=dict(type="SGD", lr=0.01, momentum=0.9, weight_decay=5e-4),
+        clip=None,
+        length=80000,
+        warm_up=None,
+        decay=dict(type="PolyLR", power=0.9, eta_min=1e-4, end=80000),
+    )
+
+
+def imagenet(length: int, lr: float, weight_decay: float, **decay: Any) -> dict[str, Any]:
+    """A recipe on ImageNet without warm-up."""
+    return dict(
+        optimizer=dict(type="SGD", lr=lr, momentum=0.9, weight_decay=weight_decay),
+        clip=None,
+        length=length,
+        warm_up=None,
+        decay=decay,
+    )
+
+
+REDNET = dict(
+    optimizer=dict(type="SGD", lr=0.8, momentum=0.9, weight_decay=1e-4, nesterov=True),
+    clip=None,
+    length=130,
+    warm_up=dict(begin=0, end=3130, start_factor=0.25),
+    decay=dict(type="CosineAnnealingLR", T_max=130),
+)
+STEPS = imagenet(100, 0.1, 1e-4, type="MultiStepLR", milestones=[30, 60, 90], gamma=0.1)
+MOBILE = imagenet(150, 0.05, 4e-5, type="CosineAnnealingLR", T_max=150)
+SPCONV = imagenet(90, 0.1, 1e-4, type="MultiStepLR", milestones=[30, 60], gamma=0.1)
+PUBLISHED: dict[str, dict[str, Any]] = {
+    **{f"rednet{depth}_imagenet": REDNET for depth in (26, 38, 50, 101, 152)},
+    "detection/retinanet_rednet50_fpn_1x_coco": coco(0.01, 2000),
+    "detection/retinanet_rednet50_invfpn_1x_coco": coco(0.01, 2000, clip=40),
+    "detection/faster-rcnn_rednet50_fpn_1x_coco": coco(0.02, 500),
+    "detection/faster-rcnn_rednet50_invfpn_1x_coco": coco(0.02, 2000),
+    "detection/faster-rcnn_rednet50_invfpn-invhead_1x_coco": coco(0.02, 2000, clip=5),
+    "detection/mask-rcnn_rednet50_fpn_1x_coco": coco(0.02, 500),
+    "detection/mask-rcnn_rednet50_invfpn_1x_coco": coco(0.02, 2000),
+    "detection/mask-rcnn_rednet50_invfpn-invhead_1x_coco": coco(0.02, 2000, clip=5),
+    **{
+        f"segmentation/{name}_4xb2-80k_cityscapes-512x1024": cityscapes()
+        for name in ("fpn_rednet50", "fpn_rednet50-invneck", "upernet_rednet50")
+    },
+    **{
+        f"variants/{name}_imagenet": STEPS
+        for name in (
+            "resnet18_odconv1x",
+            "resnet18_odconv4x",
+            "resnet50_odconv1x",
+            "resnet50_odconv4x",
+            "resnet101_odconv1x",
+            "resnet101_odconv2x",
+            "resnet18_dynamicconv",
+        )
+    },
+    **{
+        f"variants/mobilenet-v2{width}_odconv{kernels}x_imagenet": MOBILE
+        for width in ("", "-x0.75", "-x0.5")
+        for kernels in (1, 4)
+    },
+    **{f"variants/resnet50_spconv{ratio}_imagenet": SPCONV for ratio in (2, 4, 8)},
+    "variants/resnet18_acblock_imagenet": imagenet(
+        100, 0.1, 1e-4, type="CosineAnnealingLR", T_max=100
+    ),
+}
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_the_recipe_is_the_published_one(name: str) -> None:
+    library = "mmdet" if "detection" in name else "mmseg" if "segment" in name else "mmpretrain"
+    pytest.importorskip(library)
+    config = Config.fromfile(ROOT / "configs" / f"{name}.py")
+    expected = PUBLISHED[name]
+    optimizer = dict(config.optim_wrapper.optimizer)
+    optimizer.pop("_scope_", None)  # mmengine adds it to what comes from a library
+    assert optimizer == expected["optimizer"]
+    clip = config.optim_wrapper.get("clip_grad")
+    assert (clip and clip.max_norm) == expected["clip"]
+    assert (
+        config.train_cfg.get("max_epochs", config.train_cfg.get("max_iters"))
+        == (expected["length"])
+    )
+    schedulers = config.param_scheduler
+    schedulers = schedulers if isinstance(schedulers, list) else [schedulers]
+    warm_up = [each for each in schedulers if each.type == "LinearLR"]
+    fields = expected["warm_up"]
+    assert [{key: each[key] for key in fields} for each in warm_up] == ([fields] if fields else [])
+    [decay] = [each for each in schedulers if each.type != "LinearLR"]
+    assert {key: decay[key] for key in expected["decay"]} == expected["decay"]
+
+
+@pytest.mark.parametrize("name", [name for name in PUBLISHED if "odconv" in name])
+def test_odconv_is_trained_with_its_dropout_and_temperature(name: str) -> None:
+    config = Config.fromfile(ROOT / "configs" / f"{name}.py")
+    assert config.model.head.dropout == 0.2
+    assert [each.type for each in config.custom_hooks].count("TemperatureAnnealHook") == 1
