@@ -40,5 +40,4 @@ default_hooks = dict(
 log_processor = dict(by_epoch=True)
 env_cfg = dict(cudnn_benchmark=False)
 
-# A higher rate predicts nothing but the background for longer.
 optim_wrapper = dict(optimizer=dict(lr=5e-4))

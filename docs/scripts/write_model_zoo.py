@@ -1,0 +1,78 @@
+"""Writes docs/model_zoo.md from the metafiles of the configs.
+
+python docs/scripts/write_model_zoo.py
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+ROOT = Path(__file__).resolve().parents[2]
+PAGE = ROOT / "docs/model_zoo.md"
+# Where the authors publish their files.
+SOURCES = {
+    "RedNet": "[d-li14/involution](https://github.com/d-li14/involution)",
+    "ODConv": "[OSVAI/ODConv](https://github.com/OSVAI/ODConv)",
+    "SPConv": "[qiulinzhang/SPConv.pytorch](https://github.com/qiulinzhang/SPConv.pytorch)",
+    "ACNet": "[DingXiaoH/ACNet](https://github.com/DingXiaoH/ACNet)",
+}
+HEAD = """# Model zoo
+
+Every network with a published figure or file: its config, what is published, what was counted here.
+
+`python docs/scripts/write_model_zoo.py` writes this page from the metafiles beside the configs. We
+offer no weights and have trained none of these networks on their data. Parameters and FLOPs are
+counted by `tools/analysis_tools/get_flops.py`, those of detectors without the frozen stages. A
+published file loads after
+
+```bash
+python tools/model_converters/convert_checkpoint.py PUBLISHED.pth CONVERTED.pth --config CONFIG
+```
+
+which was tested on entries with the published names and shapes ([weights](weights.md)).
+
+| config | published by | published result | params (M), counted | FLOPs (G), counted |
+|---|---|---|---|---|
+"""
+
+
+def main() -> None:
+    """Writes the page."""
+    PAGE.write_text(page())
+
+
+def page() -> str:
+    """The text of the page."""
+    return HEAD + "\n".join(map(_row, _models())) + "\n"
+
+
+def _models() -> Iterator[dict[str, Any]]:
+    """The models of the index, in its order."""
+    index = yaml.safe_load((ROOT / "model-index.yml").read_text())
+    for path in index["Import"]:
+        yield from yaml.safe_load((ROOT / path).read_text())["Models"]
+
+
+def _row(model: dict[str, Any]) -> str:
+    metrics = [
+        f"{value} {name}"
+        for result in model["Results"]
+        for name, value in result.get("Metrics", {}).items()
+    ]
+    flops = model["Metadata"].get("FLOPs")
+    cells = (
+        f"`{model['Config'].removeprefix('configs/')}`",
+        SOURCES.get(model["In Collection"], ""),
+        ", ".join(metrics),
+        f"{model['Metadata']['Parameters'] / 1e6:.2f}",
+        "" if flops is None else f"{flops / 1e9:.2f}",
+    )
+    return f"| {' | '.join(cells)} |"
+
+
+if __name__ == "__main__":
+    main()
