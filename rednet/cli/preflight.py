@@ -8,6 +8,7 @@ import inspect
 import os
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -60,7 +61,7 @@ def check_config(config: Config, loaders: Sequence[str]) -> list[str]:
                 folders[loader] = _class_folders(loader, lazy)
     if "train_dataloader" in loaders:
         _check_checkpoints(config)
-    notes = check_classes(folders, _head_classes(config))
+    notes = [*_several_mmcvs(), *check_classes(folders, _head_classes(config))]
     return notes + _limit_topk(config)
 
 
@@ -82,6 +83,25 @@ def check_scope(scope: str | None) -> None:
         )
     if scope in NEED_OPERATORS:
         _check_operators(scope)
+
+
+def _several_mmcvs() -> list[str]:
+    """A note if packages are installed over each other's files."""
+    names = [each for each in ("mmcv", "mmcv-lite", "onedl-mmcv") if _is_installed(each)]
+    if len(names) < 2:
+        return []
+    return [
+        f"{' and '.join(names)} are installed over each other's files: "
+        f"pip uninstall -y {' '.join(names)}, then install one of them"
+    ]
+
+
+def _is_installed(package: str) -> bool:
+    try:
+        version(package)
+    except PackageNotFoundError:
+        return False
+    return True
 
 
 def _check_operators(scope: str) -> None:

@@ -146,6 +146,14 @@ def test_the_name_that_pip_knows(monkeypatch: pytest.MonkeyPatch) -> None:
         check_scope("mmseg")
 
 
+def test_two_packages_of_mmcv_are_a_note(monkeypatch: pytest.MonkeyPatch) -> None:
+    config = Config(dict(model=dict(head=dict(num_classes=3))))
+    assert check_config(config, []) == []
+    monkeypatch.setattr("rednet.cli.preflight.version", lambda package: "2.1.0")
+    (note,) = check_config(config, [])
+    assert note.startswith("mmcv and mmcv-lite and onedl-mmcv are installed over each other's")
+
+
 def test_compiled_operators_that_do_not_load(monkeypatch: pytest.MonkeyPatch) -> None:
     import_module = importlib.import_module
 

@@ -1,6 +1,6 @@
 """Compare mmdet's stock models and the operators' times with compiled mmcv, on the CPU.
 
-Run where mmcv is compiled. Each model is built once; its losses and its predictions on two random
+Run where mmcv is compiled. Each model is built once; its losses and its predictions on random
 images are computed with mmcv's operators and with those of rednet.mmcv_ops in their place.
 
     python tests/mmcv_ops/compare_with_compiled.py [NAME ...]    models whose path contains a NAME
@@ -61,8 +61,12 @@ MODELS = (
     "vfnet/vfnet_r50_fpn_1x_coco",
     "reppoints/reppoints-moment_r50_fpn_1x_coco",
 )
-# DINO needs as many pixels in its maps as it has queries.
-SIDES = {"dino/dino-4scale_r50_8xb2-12e_coco": 256}
+# Images and their side, 2 of 128 for others. DINO needs as many pixels in its maps as it has
+# queries, mmcv's masked convolution a single image.
+BATCHES = {
+    "dino/dino-4scale_r50_8xb2-12e_coco": (2, 256),
+    "guided_anchoring/ga-retinanet_r50-caffe_fpn_1x_coco": (1, 128),
+}
 TOLERANCE = 1e-5
 TURNS = 9
 
@@ -93,10 +97,10 @@ def build(name: str) -> nn.Module:
     return model
 
 
-def results(model: Any, side: int) -> dict[str, Tensor]:
-    """Losses and predictions on two random images."""
+def results(model: Any, images: int, side: int) -> dict[str, Tensor]:
+    """Losses and predictions on random images."""
     torch.manual_seed(1)
-    batch = random_batch("mmdet", [(side, side)] * 2, objects=3)
+    batch = random_batch("mmdet", [(side, side)] * images, objects=3)
     if type(model).__name__ == "RTMDet":  # its preprocessor expects masks of another class
         for sample in batch["data_samples"]:
             del sample.gt_instances.masks
@@ -115,11 +119,11 @@ def results(model: Any, side: int) -> dict[str, Tensor]:
 
 def compare(name: str) -> str:
     """A row of the table."""
-    model, side = build(name), SIDES.get(name, 128)
+    model, shape = build(name), BATCHES.get(name, (2, 128))
     with our_operators():
-        ours = results(copy.deepcopy(model), side)
+        ours = results(copy.deepcopy(model), *shape)
     try:
-        compiled = results(model, side)
+        compiled = results(model, *shape)
     except (RuntimeError, NotImplementedError) as error:
         text = str(error).splitlines()[0][:60]
         return f"| {name} | {ours['loss']:.6f} | compiled mmcv: {text} | |"
