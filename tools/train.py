@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 
 from mmengine.config import Config
 from mmengine.device import get_device
+from mmengine.hooks import CheckpointHook
 from mmengine.runner import Runner, find_latest_checkpoint
 
 from rednet.cli.arguments import add_runner_arguments, config_parser
@@ -19,6 +20,8 @@ from rednet.cli.processes import set_up_cpu_processes
 from rednet.cli.runner import build_runner, set_up_run
 from rednet.errors import UserError
 
+_CHECKPOINT_HOOKS = ("CheckpointHook", "mmengine.CheckpointHook", CheckpointHook)
+
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Trains as the arguments say."""
@@ -26,6 +29,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     config, notes = read_config(args.config, args.cfg_options)
     set_up_run(config, args)
     _add_frozen_weights_hook(config)
+    _use_safe_checkpoints(config)
     if args.no_validate:
         config.val_cfg = config.val_dataloader = config.val_evaluator = None
     if args.amp:
@@ -70,6 +74,14 @@ def _add_frozen_weights_hook(config: Config) -> None:
         )
     if not any(hook.get("type") == "FrozenWeightsHook" for hook in hooks):
         config.custom_hooks = [*hooks, dict(type="FrozenWeightsHook")]
+
+
+def _use_safe_checkpoints(config: Config) -> None:
+    """Puts SafeCheckpointHook in place of mmengine's hook, with the arguments of the config."""
+    hooks = dict(config.get("default_hooks") or {})
+    checkpoint = hooks.get("checkpoint", dict(type="CheckpointHook", interval=1))
+    if isinstance(checkpoint, Mapping) and checkpoint.get("type") in _CHECKPOINT_HOOKS:
+        config.default_hooks = {**hooks, "checkpoint": {**checkpoint, "type": "SafeCheckpointHook"}}
 
 
 def _use_amp(config: Config) -> None:

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from mmengine.config import Config
 
 pytest.importorskip("mmpretrain")
 
@@ -113,6 +114,15 @@ def test_of_several_processes_one_writes_the_metrics(
     command = [str(CONFIG), str(trained / "epoch_1.pth"), *work_dir, "--out", str(metrics)]
     assert run(evaluate.main, [*command, *options(**data(folder))]) == 0
     assert not metrics.exists()
+
+
+@pytest.mark.parametrize("named", ["CheckpointHook", "mmengine.CheckpointHook", None])
+def test_every_config_saves_safely(named: str | None) -> None:
+    given = {"checkpoint": dict(type=named, interval=5)} if named else {}
+    config = Config(dict(default_hooks=given))
+    train._use_safe_checkpoints(config)
+    expected = dict(type="SafeCheckpointHook", interval=5 if named else 1)
+    assert config.default_hooks.checkpoint == expected
 
 
 # ---- what can be given wrong
