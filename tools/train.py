@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from mmengine.config import Config
 from mmengine.device import get_device
 from mmengine.hooks import CheckpointHook
-from mmengine.runner import Runner, find_latest_checkpoint
+from mmengine.runner import Runner
 
 from rednet.cli.arguments import add_runner_arguments, config_parser
 from rednet.cli.command import run
@@ -17,6 +17,7 @@ from rednet.cli.config import read_config
 from rednet.cli.paths import check_checkpoint
 from rednet.cli.preflight import check_config
 from rednet.cli.processes import set_up_cpu_processes
+from rednet.cli.resuming import newest_checkpoint
 from rednet.cli.runner import build_runner, set_up_run
 from rednet.errors import UserError
 
@@ -53,7 +54,7 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         nargs="?",
         const="auto",
         metavar="CHECKPOINT",
-        help="continue from a checkpoint, or without one from the last of the work directory",
+        help="continue from a checkpoint, by default the newest complete one of the work directory",
     )
     parser.add_argument(
         "--auto-scale-lr",
@@ -118,12 +119,11 @@ def _resume(config: Config, checkpoint: str) -> list[str]:
         check_checkpoint(checkpoint, "the checkpoint of --resume")
         config.load_from = checkpoint
         return []
-    config.load_from = None
-    latest = find_latest_checkpoint(config.work_dir)
+    latest, notes = newest_checkpoint(config.work_dir)
+    config.load_from = None if latest is None else str(latest)
     if latest is None:
-        return [f"--resume: no checkpoint in {config.work_dir}, training starts from scratch"]
-    check_checkpoint(latest, f"the last checkpoint of {config.work_dir},")
-    return []
+        notes = [f"--resume: no checkpoint in {config.work_dir}, training starts from scratch"]
+    return notes
 
 
 if __name__ == "__main__":

@@ -83,11 +83,13 @@ def test_an_image_folder_trains_with_validation(trained: Path, folder: Path) -> 
 def test_it_resumes_and_is_evaluated(trained: Path, folder: Path, tmp_path: Path) -> None:
     work_dir = tmp_path / "work"
     shutil.copytree(trained, work_dir)
-    (work_dir / "last_checkpoint").write_text(str(work_dir / "epoch_1.pth"))
+    (work_dir / "last_checkpoint").write_bytes(b"\xff")
+    (work_dir / "epoch_7.pth").write_bytes((work_dir / "epoch_1.pth").read_bytes()[:-100])
     more = options(train_cfg__max_epochs=2, **data(folder))
     assert run(train.main, [str(CONFIG), "--work-dir", str(work_dir), "--resume", *more]) == 0
     log = log_of(work_dir)
     assert "resumed epoch: 1, iter: 2" in log
+    assert f"--resume passes over a file: the checkpoint {work_dir}/epoch_7.pth" in log
     assert "meant for batches of 2048, these are of 6: --auto-scale-lr scales it" in log
     allow_log_types()
     checkpoint = torch.load(work_dir / "epoch_2.pth", weights_only=can_name_types())
@@ -207,8 +209,10 @@ def test_a_checkpoint_that_is_not_there(
     refused: Callable[..., str], capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
     assert "--resume missing.pth is not a file" in refused("--resume", "missing.pth")
+    (tmp_path / "epoch_1.pth").write_bytes(b"")
     (tmp_path / "last_checkpoint").write_text("gone.pth")
-    assert "gone.pth is not a file" in refused("--resume", "--work-dir", str(tmp_path))
+    line = refused("--resume", "--work-dir", str(tmp_path))
+    assert f"no checkpoint of {tmp_path} is complete" in line and "epoch_1.pth" in line
     line = error_of(capsys, [str(CONFIG), "missing.pth"], evaluate.main)
     assert "missing.pth is not a file" in line
 

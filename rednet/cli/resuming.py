@@ -1,0 +1,59 @@
+"""Finding the checkpoint from which a training continues."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from rednet.cli.paths import check_checkpoint
+from rednet.errors import UserError
+
+_NUMBERED = re.compile(r"(?:epoch|iter)_(\d+)\.pth")
+
+
+def newest_checkpoint(work_dir: str | Path) -> tuple[Path | None, list[str]]:
+    """Finds the newest complete checkpoint of a work directory by reading the files.
+
+    ``last_checkpoint`` is used only for a checkpoint whose name has no number: a run that was
+    killed may have left it empty or behind, and a moved directory makes its path wrong.
+
+    Args:
+        work_dir: The work directory. It need not exist.
+
+    Returns:
+        The checkpoint, or None if there is none, and a line for each file that was passed over.
+
+    Raises:
+        UserError: If there are checkpoints and none is complete.
+    """
+    passed_over = []
+    for path in _candidates(Path(work_dir)):
+        try:
+            check_checkpoint(str(path), "the checkpoint")
+        except UserError as error:
+            passed_over.append(f"--resume passes over a file: {error}")
+        else:
+            return path, passed_over
+    if passed_over:
+        raise UserError(f"no checkpoint of {work_dir} is complete; {'; '.join(passed_over)}")
+    return None, []
+
+
+def _candidates(folder: Path) -> list[Path]:
+    """The checkpoints of a folder, the newest first."""
+    if not folder.is_dir():
+        return []
+    files = {path.name: path for path in folder.iterdir() if path.is_file()}
+    numbers = {name: _NUMBERED.fullmatch(name) for name in files}
+    numbered = {name: int(match[1]) for name, match in numbers.items() if match}
+    names = sorted(numbered, key=lambda name: numbered[name], reverse=True)
+    last = _last_name(files.get("last_checkpoint"))
+    if last in files and last not in names:
+        names.insert(0, last)
+    return [files[name] for name in names]
+
+
+def _last_name(file: Path | None) -> str:
+    """The name in ``last_checkpoint``, without its directory, which may have moved."""
+    content = file.read_bytes().decode(errors="replace") if file else ""
+    return content.strip().replace("\\", "/").rpartition("/")[2]
