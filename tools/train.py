@@ -21,6 +21,7 @@ from rednet.cli.resuming import newest_checkpoint
 from rednet.cli.runner import build_runner, set_up_run
 from rednet.errors import UserError
 
+_CHECKS = ("FrozenWeightsHook", "NonFiniteLossHook")
 _CHECKPOINT_HOOKS = ("CheckpointHook", "mmengine.CheckpointHook", CheckpointHook)
 
 
@@ -29,7 +30,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     args = _parse(arguments)
     config, notes = read_config(args.config, args.cfg_options)
     set_up_run(config, args)
-    _add_frozen_weights_hook(config)
+    _add_checks(config)
     _use_safe_checkpoints(config)
     if args.no_validate:
         config.val_cfg = config.val_dataloader = config.val_evaluator = None
@@ -66,15 +67,15 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     return parser.parse_args(arguments)
 
 
-def _add_frozen_weights_hook(config: Config) -> None:
-    """Has every training checked for untrained frozen weights, a library's own configs too."""
+def _add_checks(config: Config) -> None:
+    """Adds the hooks that check a training to every config, a library's own too."""
     hooks = config.get("custom_hooks") or []
     if not isinstance(hooks, (list, tuple)) or not all(isinstance(each, Mapping) for each in hooks):
         raise UserError(
             f"custom_hooks must be a list of dicts such as dict(type=...), got {hooks!r}"
         )
-    if not any(hook.get("type") == "FrozenWeightsHook" for hook in hooks):
-        config.custom_hooks = [*hooks, dict(type="FrozenWeightsHook")]
+    present = {hook.get("type") for hook in hooks}
+    config.custom_hooks = [*hooks, *(dict(type=name) for name in _CHECKS if name not in present)]
 
 
 def _use_safe_checkpoints(config: Config) -> None:

@@ -3,6 +3,7 @@
 from rednet.engine.backbone_checkpoint_hook import BackboneCheckpointHook
 from rednet.engine.confusion_matrix_hook import ConfusionMatrixHook
 from rednet.engine.frozen_weights_hook import FrozenWeightsHook
+from rednet.engine.non_finite_loss_hook import NonFiniteLossHook
 from rednet.engine.safe_checkpoint_hook import SafeCheckpointHook
 from rednet.engine.temperature_hook import TemperatureAnnealHook
 from rednet.engine.training_curve_hook import TrainingCurveHook
@@ -11,6 +12,7 @@ __all__ = [
     "BackboneCheckpointHook",
     "ConfusionMatrixHook",
     "FrozenWeightsHook",
+    "NonFiniteLossHook",
     "SafeCheckpointHook",
     "TemperatureAnnealHook",
     "TrainingCurveHook",

@@ -118,6 +118,13 @@ def test_of_several_processes_one_writes_the_metrics(
     assert not metrics.exists()
 
 
+def test_every_training_is_checked() -> None:
+    config = Config(dict(custom_hooks=[dict(type="NonFiniteLossHook", action="skip")]))
+    train._add_checks(config)
+    skip = dict(type="NonFiniteLossHook", action="skip")
+    assert config.custom_hooks == [skip, dict(type="FrozenWeightsHook")]
+
+
 @pytest.mark.parametrize("named", ["CheckpointHook", "mmengine.CheckpointHook", None])
 def test_every_config_saves_safely(named: str | None) -> None:
     given = {"checkpoint": dict(type=named, interval=5)} if named else {}

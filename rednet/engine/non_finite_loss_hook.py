@@ -1,0 +1,136 @@
+"""A stop at the first loss that is NaN or infinite."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import torch
+from mmengine.dist import all_reduce
+from mmengine.hooks import Hook
+from mmengine.model import is_model_wrapper
+from mmengine.optim import OptimWrapper
+from mmengine.runner import Runner
+from torch import Tensor, nn
+
+from rednet.errors import ArgumentError, UserError
+from rednet.registry import HOOKS
+
+ACTIONS = ("stop", "skip")
+
+
+@HOOKS.register_module()
+class NonFiniteLossHook(Hook):
+    """Stops a training, or skips the update, where the loss is not finite.
+
+    The loss is checked before its gradient is computed, so the weights stay those of the iteration
+    before, and nothing is saved after. With several processes all of them stop or skip if one of
+    them has such a loss. Models with several optimizers (``OptimWrapperDict``) are not checked.
+
+    Args:
+        action: ``'stop'`` raises an error that names the iteration, the loss and the first module
+            whose output is not finite, found by a second forward pass of the batch. ``'skip'``
+            leaves out the update, warns and counts: the log shows ``skipped_updates``. It stops too
+            if a parameter is not finite or a buffer, such as a running mean, is NaN.
+
+    Raises:
+        ArgumentError: If the action is unknown.
+        UserError: If the training stops.
+
+    Examples:
+        >>> custom_hooks = [dict(type='NonFiniteLossHook', action='skip')]
+    """
+
+    priority = "VERY_HIGH"
+
+    def __init__(self, action: str = "stop") -> None:
+        if action not in ACTIONS:
+            raise ArgumentError(f"action must be one of {ACTIONS}, got {action!r}")
+        self.action = action
+        self.skipped = 0
+        self._batch: Any = None
+
+    def before_train(self, runner: Runner) -> None:
+        """Lets the optimizer's wrapper check each loss."""
+        wrapper = runner.optim_wrapper
+        if not isinstance(wrapper, OptimWrapper):
+            return
+        update = wrapper.update_params
+
+        def update_if_finite(loss: Tensor, *args: Any, **kwargs: Any) -> None:
+            if _finite_everywhere(loss):
+                update(loss, *args, **kwargs)
+            else:
+                self._handle(runner, loss)
+
+        wrapper.update_params = update_if_finite
+
+    def before_train_iter(self, runner: Runner, batch_idx: int, data_batch: Any = None) -> None:
+        """Keeps the batch for a second pass."""
+        self._batch = data_batch
+
+    def _handle(self, runner: Runner, loss: Tensor) -> None:
+        model = runner.model.module if is_model_wrapper(runner.model) else runner.model
+        where = f"iteration {runner.iter + 1}: the loss is {loss.item()}"
+        if self.action == "skip" and not _damaged(model):
+            self.skipped += 1
+            runner.message_hub.update_scalar("train/skipped_updates", self.skipped)
+            runner.logger.warning(f"{where}; the update is skipped, {self.skipped} so far")
+            return
+        raise UserError(
+            f"{where}; {first_non_finite(model, self._batch)}. The checkpoints saved before are "
+            "kept. A lower learning rate or optim_wrapper.clip_grad may help"
+        )
+
+
+def first_non_finite(model: nn.Module, batch: Any) -> str:
+    """Says which parameter, or else which module's output on a batch, is the first not finite."""
+    for name, parameter in model.named_parameters():
+        if not torch.isfinite(parameter).all():
+            return f"the parameter {name} is not finite"
+    found: list[str] = []
+    handles = []
+    for name, module in model.named_modules():
+
+        def check(module: nn.Module, _: Any, output: Any, name: str = name) -> None:
+            if not found and not all(map(_is_finite, _tensors(output))):
+                found.append(f"{name or 'model'} ({type(module).__name__})")
+
+        handles.append(module.register_forward_hook(check))
+    try:
+        with torch.no_grad():
+            preprocess: Any = model.data_preprocessor
+            data = preprocess(batch, True)
+            model(**data, mode="loss") if isinstance(data, Mapping) else model(*data, mode="loss")
+    finally:
+        for handle in handles:
+            handle.remove()
+    if not found:
+        return "every module's output is finite in a second pass of the batch"
+    return f"the first module whose output is not finite is {found[0]}"
+
+
+def _damaged(model: nn.Module) -> bool:
+    parameters = any(not torch.isfinite(each).all() for each in model.parameters())
+    return parameters or any(torch.isnan(each).any().item() for each in model.buffers())
+
+
+def _finite_everywhere(loss: Tensor) -> bool:
+    finite = torch.isfinite(loss.detach()).all().to(torch.float32).reshape(1)
+    all_reduce(finite, op="min")
+    return bool(finite.item())
+
+
+def _is_finite(tensor: Tensor) -> bool:
+    return bool(torch.isfinite(tensor).all())
+
+
+def _tensors(value: Any) -> Iterator[Tensor]:
+    if isinstance(value, Tensor):
+        yield value
+    elif isinstance(value, Mapping):
+        for each in value.values():
+            yield from _tensors(each)
+    elif isinstance(value, (list, tuple)):
+        for each in value:
+            yield from _tensors(each)
