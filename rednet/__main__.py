@@ -9,17 +9,22 @@ import RedNet.
 
 from __future__ import annotations
 
-import importlib
 import platform
 import runpy
 import sys
 from collections.abc import Iterator, Sequence
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import torch
 
 from rednet.cli.command import USER_ERROR
+from rednet.errors import MissingDependencyError
+from rednet.mmcv_ops.installation import (
+    MMCV_PACKAGES,
+    import_operators,
+    installed_version,
+    notes_on_mmcv,
+)
 from rednet.ops import explain_backends
 from rednet.version import __version__
 
@@ -28,7 +33,7 @@ PACKAGES = {
     "torchvision": ("torchvision",),
     "numpy": ("numpy",),
     "mmengine": ("mmengine", "onedl-mmengine"),
-    "mmcv": ("mmcv", "mmcv-lite", "onedl-mmcv"),
+    "mmcv": MMCV_PACKAGES,
     "mmpretrain": ("mmpretrain", "onedl-mmpretrain"),
     "mmdet": ("mmdet", "onedl-mmdetection"),
     "mmseg": ("mmsegmentation", "onedl-mmsegmentation"),
@@ -65,19 +70,13 @@ def _versions() -> Iterator[str]:
     yield f"rednet {__version__}, Python {platform.python_version()}, {platform.platform()}"
     yield f"torch {torch.__version__}, CUDA {torch.version.cuda or 'none'}, {_gpu()}"
     for module, names in PACKAGES.items():
-        found = [f"{name} {each}" for name in names if (each := _version(name))]
+        found = [f"{name} {each}" for name in names if (each := installed_version(name))]
         yield f"{module}: {', '.join(found) or 'not installed'}"
+    yield from (f"warning: {note}" for note in notes_on_mmcv())
 
 
 def _gpu() -> str:
     return torch.cuda.get_device_name() if torch.cuda.is_available() else "no GPU"
-
-
-def _version(package: str) -> str | None:
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return None
 
 
 def _backends() -> Iterator[str]:
@@ -90,9 +89,9 @@ def _backends() -> Iterator[str]:
 def _mmcv_operators() -> Iterator[str]:
     """Who computes mmcv's operators, group by group, or why nobody does."""
     try:
-        extension = importlib.import_module("mmcv._ext")
-    except ImportError as error:
-        yield f"mmcv's operators: none ({error})"
+        extension = import_operators()
+    except MissingDependencyError as error:
+        yield f"mmcv's operators: none, {error}"
         return
     if getattr(extension, "__file__", None):
         yield f"mmcv's operators: compiled mmcv ({extension.__file__})"

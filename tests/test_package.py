@@ -107,7 +107,7 @@ KNOWS = {
     "datasets": {"datasets"} | BASE,
     "engine": {"engine", "models", "checkpoint", "layers", "ops"} | BASE,
     "deploy": {"deploy", "models", "checkpoint", "layers", "ops"} | BASE,
-    "cli": {"cli", "deploy", "models", "checkpoint", "layers", "ops"} | BASE,
+    "cli": {"cli", "mmcv_ops", "deploy", "models", "checkpoint", "layers", "ops"} | BASE,
 }
 
 OPTIONAL = ("cupy", "matplotlib", "mmdet", "mmpretrain", "mmseg", "sklearn")

@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import importlib
 import importlib.util
 import inspect
 import os
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-import torch
 from mmengine.config import Config
 from mmengine.dataset import BaseDataset
 from mmengine.registry import DATASETS, MODELS
@@ -20,6 +17,7 @@ from mmengine.registry import DATASETS, MODELS
 from rednet.cli.config import dataset_configs
 from rednet.cli.paths import check_checkpoint
 from rednet.errors import MissingDependencyError, UserError, first_names
+from rednet.mmcv_ops.installation import import_operators, import_torchvision, notes_on_mmcv
 
 DEMO = "configs/demo/rednet26_digits.py"
 DIGITS_ON_PHOTOGRAPHS = "tools/dataset_converters/make_digits_coco.py"
@@ -61,7 +59,7 @@ def check_config(config: Config, loaders: Sequence[str]) -> list[str]:
                 folders[loader] = _class_folders(loader, lazy)
     if "train_dataloader" in loaders:
         _check_checkpoints(config)
-    notes = [*_several_mmcvs(), *check_classes(folders, _head_classes(config))]
+    notes = [*notes_on_mmcv(), *check_classes(folders, _head_classes(config))]
     return notes + _limit_topk(config)
 
 
@@ -69,10 +67,10 @@ def check_config(config: Config, loaders: Sequence[str]) -> list[str]:
 
 
 def check_scope(scope: str | None) -> None:
-    """Checks that the library of a config is installed, and that mmcv's operators load for it.
+    """Checks the library of a config, and mmcv's operators and torchvision if it uses them.
 
     Raises:
-        MissingDependencyError: If not, with the command that installs what is missing.
+        MissingDependencyError: If one is missing or does not load, with the command that helps.
     """
     if scope is None or scope == "mmengine":
         return
@@ -82,39 +80,10 @@ def check_scope(scope: str | None) -> None:
             f"pip install {DISTRIBUTIONS.get(scope, scope)}"
         )
     if scope in NEED_OPERATORS:
-        _check_operators(scope)
-
-
-def _several_mmcvs() -> list[str]:
-    """A note if packages are installed over each other's files."""
-    names = [each for each in ("mmcv", "mmcv-lite", "onedl-mmcv") if _is_installed(each)]
-    if len(names) < 2:
-        return []
-    return [
-        f"{' and '.join(names)} are installed over each other's files: "
-        f"pip uninstall -y {' '.join(names)}, then install one of them"
-    ]
-
-
-def _is_installed(package: str) -> bool:
-    try:
-        version(package)
-    except PackageNotFoundError:
-        return False
-    return True
-
-
-def _check_operators(scope: str) -> None:
-    try:
-        importlib.import_module("mmcv._ext")
-    except UserError:
-        raise
-    except ImportError as error:  # compiled for another torch, say
-        raise MissingDependencyError(
-            f"{scope} needs the operators of mmcv, and the compiled ones here do not load "
-            f"({error}): build mmcv for torch {torch.__version__} again, or let torchvision serve: "
-            "pip uninstall -y mmcv && pip install mmcv-lite==2.1.0"
-        ) from error
+        import_operators()
+    # mmengine imports torchvision for the environment that it logs.
+    if scope == "mmpretrain" or importlib.util.find_spec("torchvision"):
+        import_torchvision(f"{scope} uses")
 
 
 def check_pretrained(config: Config) -> None:

@@ -8,21 +8,6 @@ from typing import Any
 import torch
 
 from rednet.errors import MissingDependencyError
-
-try:
-    # Also checks that torchvision fits torch: it registers its operators when it is imported.
-    import torchvision
-except ImportError as error:
-    raise MissingDependencyError(
-        "mmcv was installed without its compiled operators (mmcv-lite), and torchvision, whose "
-        f"operators would serve instead, is not installed: pip install torchvision ({error})"
-    ) from error
-except RuntimeError as error:
-    raise MissingDependencyError(
-        f"torchvision does not fit torch {torch.__version__} ({error}): install the two releases "
-        "that belong together, see https://github.com/pytorch/vision#installation"
-    ) from error
-
 from rednet.mmcv_ops import (
     box_overlaps,
     carafe,
@@ -37,7 +22,9 @@ from rednet.mmcv_ops import (
     roi_pool,
     sync_bn,
 )
+from rednet.mmcv_ops.installation import import_torchvision
 
+torchvision = import_torchvision("mmcv was installed without its compiled operators and needs")
 _ADVICE = (
     "pip uninstall -y mmcv-lite, then with torch installed "
     "MMCV_WITH_OPS=1 pip install --no-build-isolation mmcv==2.1.0"

@@ -1,4 +1,4 @@
-"""Who gives ``mmcv._ext``, in processes of their own."""
+"""Who gives ``mmcv._ext``, and what is said of a broken set-up, in processes of their own."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 pytest.importorskip("torchvision")
 ROOT = Path(__file__).resolve().parents[2]
@@ -69,24 +70,100 @@ def test_what_is_not_served_raises_at_its_use() -> None:
     assert "pip uninstall -y mmcv-lite" in line and "mmcv==" in line
 
 
-def _stand_in(folder: Path, text: str) -> Path:
+# ---- set-ups that do not fit together
+
+DETECTOR = "import rednet; from rednet.cli.preflight import check_scope; check_scope('mmdet')"
+CLASSIFIER = DETECTOR.replace("mmdet", "mmpretrain")
+REPORT = "import runpy, sys; sys.argv[1:] = []; runpy.run_module('rednet', run_name='__main__')"
+
+
+def _torchvision(folder: Path, text: str) -> Path:
     (folder / "torchvision").mkdir()
     (folder / "torchvision" / "__init__.py").write_text(text)
     return folder
 
 
 @needs_lite
-def test_no_torchvision(tmp_path: Path) -> None:
-    path = _stand_in(tmp_path, "raise ImportError('No module named torchvision')")
-    line = run("import rednet, mmcv.ops", path)
-    assert "pip install torchvision" in line and "MissingDependencyError" in line
+@pytest.mark.parametrize("code", [DETECTOR, CLASSIFIER])
+def test_no_torchvision(code: str, tmp_path: Path) -> None:
+    line = run(code, _torchvision(tmp_path, "raise ImportError('No module named torchvision')"))
+    assert "torchvision, which is not installed: pip install torchvision" in line
 
 
 @needs_lite
-def test_a_torchvision_that_does_not_fit_torch(tmp_path: Path) -> None:
-    path = _stand_in(tmp_path, "raise RuntimeError('operator torchvision::nms does not exist')")
-    line = run("import rednet, mmcv.ops", path)
-    assert "torchvision does not fit torch" in line and "torchvision::nms" in line
+@pytest.mark.parametrize(
+    ("code", "error", "message"),
+    [
+        ("import rednet, mmcv.ops", "RuntimeError", "operator torchvision::nms does not exist"),
+        (REPORT, "AttributeError", "module 'torch.library' has no attribute 'register_fake'"),
+    ],
+    ids=["older than torch", "newer than torch"],
+)
+def test_a_torchvision_that_does_not_fit_torch(
+    code: str, error: str, message: str, tmp_path: Path
+) -> None:
+    line = run(code, _torchvision(tmp_path, f"raise {error}({message!r})"))
+    assert f"does not fit torch {torch.__version__} ({message}): install" in line
+
+
+def test_a_classifier_is_not_trained_with_a_torchvision_that_does_not_fit(tmp_path: Path) -> None:
+    pytest.importorskip("mmpretrain")
+    path = _torchvision(tmp_path, "raise RuntimeError('operator torchvision::nms does not exist')")
+    done = subprocess.run(
+        [sys.executable, ROOT / "tools/train.py", ROOT / "configs/demo/rednet26_digits.py"],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join([str(path), str(ROOT)])},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 2
+    assert "error: mmpretrain uses torchvision" in done.stderr.splitlines()[-1]
+    assert "Traceback" not in done.stderr
+
+
+@pytest.fixture
+def broken_mmcv(tmp_path: Path) -> Path:
+    """A folder with the mmcv of this environment, but a compiled module that does not load."""
+    import mmcv
+
+    (tmp_path / "mmcv").mkdir()
+    for each in Path(mmcv.__file__).parent.iterdir():
+        if not each.name.startswith("_ext"):
+            (tmp_path / "mmcv" / each.name).symlink_to(each)
+    (tmp_path / "mmcv" / "_ext.so").write_bytes(b"")
+    return tmp_path
+
+
+@pytest.mark.parametrize("code", [DETECTOR, REPORT])
+def test_compiled_operators_that_do_not_load(code: str, broken_mmcv: Path) -> None:
+    line = run(code, broken_mmcv)
+    assert "mmcv's compiled operators do not load" in line and "_ext.so: file too short" in line
+    assert f"build mmcv for torch {torch.__version__} again" in line
+    assert "pip uninstall -y mmcv && pip install mmcv-lite==" in line
+
+
+def test_packages_that_share_their_files(tmp_path: Path) -> None:
+    for name in ("mmcv", "mmcv_lite"):
+        (tmp_path / f"{name}-2.1.0.dist-info").mkdir()
+        metadata = f"Metadata-Version: 2.1\nName: {name.replace('_', '-')}\nVersion: 2.1.0\n"
+        (tmp_path / f"{name}-2.1.0.dist-info" / "METADATA").write_text(metadata)
+    line = run("from rednet.mmcv_ops.installation import *; print(*notes_on_mmcv())", tmp_path)
+    assert line.startswith("mmcv and mmcv-lite are installed over each other's files")
+    assert "pip uninstall -y mmcv mmcv-lite" in line
+
+
+@needs_lite
+def test_mmdet_imported_first() -> None:
+    pytest.importorskip("mmdet")
+    # What the failed import leaves behind does not disturb the next one.
+    code = """
+try:
+    import mmdet.models
+except ImportError as error:
+    import rednet, mmdet.models
+    print(error, "RetinaNet" in mmdet.registry.MODELS)
+"""
+    assert run(code) == "No module named 'mmcv._ext' True"
 
 
 def test_the_finder_is_registered_once() -> None:
