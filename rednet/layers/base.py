@@ -13,6 +13,7 @@ from torch import Tensor, fx, nn
 from rednet.arguments import positive_int
 from rednet.errors import ArgumentError
 from rednet.ops.geometry import Geometry, IntOrPair, Pair, pair
+from rednet.ops.tracing import is_compiling
 from rednet.registry import CONV_LAYERS
 
 _PADDING_MODES = ("zeros", "reflect", "replicate", "circular")
@@ -377,5 +378,6 @@ def is_unmodified(module: nn.Module, *types: type[nn.Module]) -> bool:
         or module._forward_pre_hooks
         or module._backward_hooks
         or module._backward_pre_hooks
-        or "forward" in vars(module)
+        # torch 2.1 cannot compile vars().
+        or (not is_compiling() and "forward" in vars(module))
     )
