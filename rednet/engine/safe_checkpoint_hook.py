@@ -67,6 +67,15 @@ class SafeCheckpointHook(CheckpointHook):
 
     backend_args: dict[str, Any] | None
 
+    def before_run(self, runner: Runner) -> None:
+        """Finds the checkpoint of ``resume=True``, whose name mmengine takes from where it runs."""
+        if not getattr(runner, "_resume", False) or runner._load_from is not None:
+            return
+        last = Path(runner.work_dir, LAST_CHECKPOINT)
+        named = Path(runner.work_dir, os.fsdecode(last.read_bytes())) if last.is_file() else None
+        if named is not None and named.is_file():
+            runner._load_from = str(named)
+
     def before_train(self, runner: Runner) -> None:
         """Chooses how files are written."""
         self._later = _LaterRemoval()
