@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import re
+import zipfile
 from pathlib import Path
 
+from rednet.checkpoint.reading import can_name_types
 from rednet.cli.paths import check_checkpoint
 from rednet.errors import UserError
 
@@ -30,6 +32,7 @@ def newest_checkpoint(work_dir: str | Path) -> tuple[Path | None, list[str]]:
     for path in _candidates(Path(work_dir)):
         try:
             check_checkpoint(str(path), "the checkpoint")
+            _check_end(path)
         except UserError as error:
             passed_over.append(f"--resume passes over a file: {error}")
         else:
@@ -37,6 +40,16 @@ def newest_checkpoint(work_dir: str | Path) -> tuple[Path | None, list[str]]:
     if passed_over:
         raise UserError(f"no checkpoint of {work_dir} is complete; {'; '.join(passed_over)}")
     return None, []
+
+
+def _check_end(path: Path) -> None:
+    """Checks that a file is whole where this torch cannot read it with ``weights_only``.
+
+    Raises:
+        UserError: If it does not end as the archives that PyTorch writes.
+    """
+    if not can_name_types() and not zipfile.is_zipfile(path):
+        raise UserError(f"the checkpoint {path} is not a complete PyTorch archive")
 
 
 def _candidates(folder: Path) -> list[Path]:
