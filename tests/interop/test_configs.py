@@ -80,11 +80,11 @@ init_default_scope(config.default_scope)
 model = MODELS.build(config.model)
 from mmengine.registry import HOOKS
 known = [HOOKS.get(each["type"]) is not None for each in config.custom_hooks]
-print(type(model.backbone).__name__, known)
+print(type(model.backbone).__name__, len(known) >= 2, all(known))
 """
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    assert done.stdout.split("\n")[-2] == "RedNet [True, True]"
+    assert done.stdout.split("\n")[-2] == "RedNet True True"
 
 
 def test_hooks_by_option_run(trained: Path) -> None:

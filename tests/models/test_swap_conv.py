@@ -358,8 +358,10 @@ def test_a_subclass_that_computes_something_else_is_refused() -> None:
 
 def test_a_type_of_one_library_is_found_without_a_default_scope() -> None:
     pytest.importorskip("mmpretrain.models")
-    inner = dict(type="ResNetV1c", depth=18)
+    inner = dict(type="SEResNet", depth=50)
     built = MODELS.build(
-        dict(type="SwapConv", module=inner, conv_cfg=dict(type="ODConv2d"), include="layer1.0")
+        dict(
+            type="SwapConv", module=inner, conv_cfg=dict(type="ODConv2d"), include="layer1.0.conv2"
+        )
     )
-    assert type(built).__name__ == "ResNetV1c"
+    assert type(built).__name__ == "SEResNet"
