@@ -10,6 +10,8 @@ from rednet.mmcv_ops.autograd import at_least_float32
 
 # mmcv's numbers for the methods of soft nms; any other is Gaussian.
 _NAIVE, _LINEAR = 0, 1
+# Rows of the tables below, after the corners.
+_AREA, _SCORE = 4, 5
 
 
 def nms(boxes: Tensor, scores: Tensor, iou_threshold: float, offset: int) -> Tensor:
@@ -22,7 +24,12 @@ def nms(boxes: Tensor, scores: Tensor, iou_threshold: float, offset: int) -> Ten
         offset: Added to widths and heights: 1 where x2 and y2 are the last pixels inside.
     """
     boxes, scores = at_least_float32(boxes, scores)
-    return torch.ops.torchvision.nms(_with_offset(boxes, offset), scores, iou_threshold)
+    # torchvision keeps equal scores in their order; mmcv's sort does not.
+    order = scores.argsort(descending=True)
+    corners = _with_offset(boxes, offset)[order]
+    # mmcv compares with the threshold in the boxes' type, torchvision in double precision.
+    threshold = torch.tensor(iou_threshold, dtype=boxes.dtype).item()
+    return order[torch.ops.torchvision.nms(corners, scores[order], threshold)]
 
 
 def _with_offset(boxes: Tensor, offset: int) -> Tensor:
@@ -60,27 +67,46 @@ def softnms(
     """
     corners = _with_offset(boxes, offset).numpy()
     areas = np.prod(corners[:, 2:] - corners[:, :2], axis=1)
-    left, current = np.arange(len(corners)), scores.numpy().copy()
-    kept: list[int] = []
-    while len(left):
-        best = left[np.argmax(current[left])]
-        dets[len(kept), :4] = boxes[int(best)]
-        dets[len(kept), 4] = float(current[best])
-        kept.append(int(best))
-        left = left[left != best]
-        overlaps = _overlaps(corners, areas, best, left)
-        current[left] *= _decay(overlaps, iou_threshold, sigma, method).astype(current.dtype)
-        left = left[current[left] >= min_score]
-    return torch.tensor(kept, dtype=torch.long)
+    table = np.vstack([corners.T, areas, scores.numpy()])  # a box in each column
+    index = np.arange(len(corners))
+    first, end = 0, len(corners)
+    while first < end:
+        best = first + int(table[_SCORE, first:end].argmax())
+        for array in (table, index):
+            array[..., [first, best]] = array[..., [best, first]]
+        left = table[:, first + 1 : end]
+        overlaps = _overlaps(table[:, first, None], left)
+        left[_SCORE] *= _decay(overlaps, iou_threshold, sigma, method)
+        first += 1
+        end = first + _move_to_front(left[_SCORE] >= min_score, left, index[first:end])
+    kept = torch.from_numpy(index[:end])
+    dets[:end, :4] = boxes[kept]
+    dets[:end, 4] = torch.from_numpy(table[_SCORE, :end])
+    return kept
 
 
-def _overlaps(corners: np.ndarray, areas: np.ndarray, one: int, others: np.ndarray) -> np.ndarray:
-    """Intersection over union of one box with others; 0 where the union is empty."""
-    near = np.maximum(corners[one, :2], corners[others, :2])
-    far = np.minimum(corners[one, 2:], corners[others, 2:])
-    intersection = np.prod(np.maximum(far - near, 0), axis=1)
-    union = areas[one] + areas[others] - intersection
-    return np.divide(intersection, union, out=np.zeros_like(intersection), where=union > 0)
+def _move_to_front(is_kept: np.ndarray, *arrays: np.ndarray) -> int:
+    """Fills the place of each dropped column by the last kept one, and counts the kept.
+
+    mmcv's order, in which equal scores are chosen.
+    """
+    count = int(np.count_nonzero(is_kept))
+    if count < len(is_kept):
+        holes = np.flatnonzero(~is_kept[:count])
+        last = count + np.flatnonzero(is_kept[count:])[::-1]
+        for array in arrays:
+            array[..., holes] = array[..., last]
+    return count
+
+
+def _overlaps(one: np.ndarray, others: np.ndarray) -> np.ndarray:
+    """Intersection over union of one column (x1, y1, x2, y2, area) with others; 0 for no union."""
+    near = np.maximum(one[:2], others[:2])
+    sides = np.minimum(one[2:4], others[2:4]) - near
+    np.maximum(sides, 0, out=sides)
+    intersection = sides[0] * sides[1]
+    union = one[_AREA] + others[_AREA] - intersection
+    return np.divide(intersection, union, out=np.zeros_like(union), where=union > 0)
 
 
 def _decay(overlaps: np.ndarray, threshold: float, sigma: float, method: int) -> np.ndarray:
@@ -88,7 +114,8 @@ def _decay(overlaps: np.ndarray, threshold: float, sigma: float, method: int) ->
         return (overlaps < threshold).astype(overlaps.dtype)
     if method == _LINEAR:
         return np.where(overlaps < threshold, 1, 1 - overlaps)
-    return np.exp(-(overlaps**2) / sigma)
+    # In double precision: NumPy's float32 exponential is off by a unit in the last place.
+    return np.exp(-(overlaps**2) / sigma, dtype=np.float64).astype(overlaps.dtype)
 
 
 def nms_match(dets: Tensor, iou_threshold: float) -> list[list[int]]:
@@ -102,13 +129,13 @@ def nms_match(dets: Tensor, iou_threshold: float) -> list[list[int]]:
         For each kept box, by falling score, its index and those of its matches.
     """
     (rows,) = at_least_float32(dets.detach().cpu())
-    corners, scores = rows[:, :4].numpy(), rows[:, 4]
-    areas = np.prod(corners[:, 2:] - corners[:, :2], axis=1)
-    left = scores.argsort(descending=True, stable=True).numpy()
+    corners = rows[:, :4].numpy()
+    table = np.vstack([corners.T, np.prod(corners[:, 2:] - corners[:, :2], axis=1)])
+    left = rows[:, 4].argsort(descending=True).numpy()
     matches = []
     while len(left):
         best, left = left[0], left[1:]
-        is_match = _overlaps(corners, areas, best, left) >= iou_threshold
+        is_match = _overlaps(table[:, best, None], table[:, left]) >= iou_threshold
         matches.append([int(best), *left[is_match].tolist()])
         left = left[~is_match]
     return matches
