@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -69,20 +72,27 @@ def softnms(
     areas = np.prod(corners[:, 2:] - corners[:, :2], axis=1)
     table = np.vstack([corners.T, areas, scores.numpy()])  # a box in each column
     index = np.arange(len(corners))
-    first, end = 0, len(corners)
+    end = _suppress_softly(table, index, min_score, partial(_decay, iou_threshold, sigma, method))
+    kept = torch.from_numpy(index[:end])
+    dets[:end, :4] = boxes[kept]
+    dets[:end, 4] = torch.from_numpy(table[_SCORE, :end])
+    return kept
+
+
+def _suppress_softly(
+    table: np.ndarray, index: np.ndarray, min_score: float, decay: Callable[..., np.ndarray]
+) -> int:
+    """Moves the kept columns to the front, by falling score, and counts them."""
+    first, end = 0, len(index)
     while first < end:
         best = first + int(table[_SCORE, first:end].argmax())
         for array in (table, index):
             array[..., [first, best]] = array[..., [best, first]]
         left = table[:, first + 1 : end]
-        overlaps = _overlaps(table[:, first, None], left)
-        left[_SCORE] *= _decay(overlaps, iou_threshold, sigma, method)
+        left[_SCORE] *= decay(_overlaps(table[:, first, None], left))
         first += 1
         end = first + _move_to_front(left[_SCORE] >= min_score, left, index[first:end])
-    kept = torch.from_numpy(index[:end])
-    dets[:end, :4] = boxes[kept]
-    dets[:end, 4] = torch.from_numpy(table[_SCORE, :end])
-    return kept
+    return end
 
 
 def _move_to_front(is_kept: np.ndarray, *arrays: np.ndarray) -> int:
@@ -109,7 +119,8 @@ def _overlaps(one: np.ndarray, others: np.ndarray) -> np.ndarray:
     return np.divide(intersection, union, out=np.zeros_like(union), where=union > 0)
 
 
-def _decay(overlaps: np.ndarray, threshold: float, sigma: float, method: int) -> np.ndarray:
+def _decay(threshold: float, sigma: float, method: int, overlaps: np.ndarray) -> np.ndarray:
+    """The factors of scores whose boxes overlap the chosen one."""
     if method == _NAIVE:
         return (overlaps < threshold).astype(overlaps.dtype)
     if method == _LINEAR:

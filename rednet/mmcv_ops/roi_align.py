@@ -52,7 +52,19 @@ def roi_align_forward(
         output.copy_(pooled)
         return
     places = Regions.read(regions, spatial_scale, aligned)
-    for chunk, grid in grid_groups(places, bins, sampling_ratio, input.shape[1]):
+    _pool_largest(values, places, bins, sampling_ratio, (output, argmax_y, argmax_x))
+
+
+def _pool_largest(
+    values: Tensor,
+    places: Regions,
+    bins: tuple[int, int],
+    sampling_ratio: int,
+    results: tuple[Tensor, Tensor, Tensor],
+) -> None:
+    """Fills the largest sample of each bin, its row and its column."""
+    output, argmax_y, argmax_x = results
+    for chunk, grid in grid_groups(places, bins, sampling_ratio, values.shape[1]):
         y, x = sample_points(places.start[chunk], places.extent[chunk], bins, grid)
         largest, index = bilinear(values, places.image[chunk], y, x).max(dim=-1)
         output[chunk] = largest.to(output.dtype)
