@@ -3,8 +3,18 @@
 from __future__ import annotations
 
 import math
+from typing import TypeGuard
 
 from rednet.errors import ArgumentError
+
+
+def is_positive_int(value: object) -> bool:
+    """Whether ``value`` is an int of at least 1; True is none."""
+    return _is_int(value) and value >= 1
+
+
+def _is_int(value: object) -> TypeGuard[int]:
+    return hasattr(value, "__index__") and not isinstance(value, bool)
 
 
 def positive_int(name: str, value: int) -> int:
@@ -14,9 +24,9 @@ def positive_int(name: str, value: int) -> int:
         TypeError: If it is not an int.
         ArgumentError: If it is smaller than 1.
     """
-    if isinstance(value, bool) or not hasattr(value, "__index__"):
+    if not _is_int(value):
         raise TypeError(f"{name} must be an int, got {value!r}")
-    if value < 1:
+    if not is_positive_int(value):
         raise ArgumentError(f"{name} must be at least 1, got {value!r}")
     return int(value)
 

@@ -7,18 +7,24 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
-import torch.utils.checkpoint as checkpoint
-from mmcv.cnn import ConvModule, build_conv_layer, build_norm_layer
-from mmcv.cnn.bricks.drop import DropPath
+from mmcv.cnn import ConvModule, build_norm_layer
 from mmengine.logging import print_log
 from mmengine.model import BaseModule, constant_init
 from torch import Tensor, fx, nn
 from torch.nn.modules.batchnorm import _BatchNorm
-from torch.utils.hooks import unserializable_hook
 
-from rednet.errors import ArgumentError
-from rednet.layers.base import is_unmodified
 from rednet.layers.involution import GROUP_CHANNELS, REDUCTION_RATIO, Involution2d
+from rednet.models.argument_checks import (
+    check_kernel_size,
+    check_layer_cfg,
+    check_multiple,
+    check_norm,
+    check_one_of,
+    check_probability,
+    check_stages,
+)
+from rednet.models.bottleneck import EXPANSION, Bottleneck
+from rednet.models.gradient_strides import keep_gradient_strides
 from rednet.models.init_cfg import as_list, is_pretrained, loads_checkpoint
 from rednet.models.widen_stem import widen_stem_kernel
 from rednet.ops.tracing import is_exporting
@@ -33,148 +39,12 @@ STAGE_BLOCKS = {
     101: (3, 4, 23, 3),
     152: (3, 8, 36, 3),
 }
-EXPANSION = 4
 
 _FROM_SCRATCH = (
     "RedNet STARTS FROM SCRATCH: no checkpoint was given. Its weights are random, so no stage is "
     "frozen and all norms are trained, whatever frozen_stages and norm_eval say. To start from an "
     "ImageNet checkpoint: --cfg-options model.backbone.init_cfg.checkpoint=FILE"
 )
-
-
-class Bottleneck(BaseModule):
-    """1 x 1 convolution, involution, 1 x 1 convolution, each with a norm, around a shortcut.
-
-    Args:
-        in_channels: Channels of the input.
-        mid_channels: Channels of the involution; the block gives four times as many.
-        kernel_size: Kernel size of the involution.
-        stride: Stride of the block.
-        dilation: Dilation of the involution.
-        style: ``'pytorch'`` strides in the involution, ``'caffe'`` in the first 1 x 1 convolution.
-        avg_down: Whether the shortcut strides by average pooling rather than by its convolution.
-        conv_cfg: Config of the 1 x 1 convolutions.
-        norm_cfg: Config of the norms.
-        with_cp: Whether to recompute the block in the backward pass instead of keeping its
-            activations.
-        drop_path_rate: Probability that an image skips the residual branch in training.
-        init_cfg: Initialization config.
-    """
-
-    def __init__(
-        self,
-        in_channels: int,
-        mid_channels: int,
-        *,
-        kernel_size: int = 7,
-        stride: int = 1,
-        dilation: int = 1,
-        style: str = "pytorch",
-        avg_down: bool = False,
-        conv_cfg: OptionalConfig = None,
-        norm_cfg: OptionalConfig = None,
-        with_cp: bool = False,
-        drop_path_rate: float = 0.0,
-        init_cfg: OptionalConfig = None,
-    ) -> None:
-        super().__init__(init_cfg)
-        norm_cfg = norm_cfg or dict(type="BN")
-        out_channels = mid_channels * EXPANSION
-        strides = (1, stride) if style == "pytorch" else (stride, 1)
-        self.with_cp = with_cp
-        self.conv1 = build_conv_layer(
-            conv_cfg, in_channels, mid_channels, 1, stride=strides[0], bias=False
-        )
-        self.norm1_name = self._add_norm(norm_cfg, mid_channels, 1)
-        self.conv2 = Involution2d(
-            mid_channels,
-            mid_channels,
-            kernel_size,
-            stride=strides[1],
-            padding=dilation * (kernel_size - 1) // 2,
-            dilation=dilation,
-            bias=False,
-            norm_cfg=norm_cfg,
-        )
-        self.norm2_name = self._add_norm(norm_cfg, mid_channels, 2)
-        self.conv3 = build_conv_layer(conv_cfg, mid_channels, out_channels, 1, bias=False)
-        self.norm3_name = self._add_norm(norm_cfg, out_channels, 3)
-        self.relu = nn.ReLU(inplace=True)
-        self.drop_path = DropPath(drop_path_rate) if drop_path_rate else nn.Identity()
-        self.downsample = (
-            _shortcut(in_channels, out_channels, stride, avg_down, conv_cfg, norm_cfg)
-            if stride != 1 or in_channels != out_channels
-            else None
-        )
-
-    def _add_norm(self, norm_cfg: dict, channels: int, postfix: int) -> str:
-        name, norm = build_norm_layer(norm_cfg, channels, postfix=postfix)
-        self.add_module(name, norm)
-        return name
-
-    @property
-    def norm3(self) -> nn.Module:
-        """The norm that ends the residual branch."""
-        return getattr(self, self.norm3_name)
-
-    def forward(self, input: Tensor) -> Tensor:
-        """Maps (N, in_channels, H, W) to (N, 4 * mid_channels, ceil(H / s), ceil(W / s))."""
-        if self.training and self.with_cp and input.requires_grad:
-            output = checkpoint.checkpoint(self._residual_sum, input, use_reentrant=False)
-        else:
-            output = self._residual_sum(input)
-        return self.relu(output)
-
-    def _residual_sum(self, input: Tensor) -> Tensor:
-        output = self.relu(getattr(self, self.norm1_name)(self.conv1(input)))
-        output = self.relu(getattr(self, self.norm2_name)(self.conv2(output)))
-        output = self.drop_path(self.norm3(self.conv3(output)))
-        shortcut = input if self.downsample is None else self.downsample(input)
-        # A batch norm does not keep its output, and fresh memory costs more than the sum.
-        return output.add_(shortcut) if self._adds_in_place() else output + shortcut
-
-    def _adds_in_place(self) -> bool:
-        return is_unmodified(self.norm3, nn.BatchNorm2d) and is_unmodified(
-            self.drop_path, nn.Identity
-        )
-
-
-def _shortcut(
-    in_channels: int,
-    out_channels: int,
-    stride: int,
-    avg_down: bool,
-    conv_cfg: OptionalConfig,
-    norm_cfg: dict,
-) -> nn.Sequential:
-    layers: list[nn.Module] = []
-    if avg_down and stride != 1:
-        layers.append(nn.AvgPool2d(stride, stride, ceil_mode=True, count_include_pad=False))
-        stride = 1
-    convolution = build_conv_layer(
-        conv_cfg, in_channels, out_channels, 1, stride=stride, bias=False
-    )
-    if type(convolution) is nn.Conv2d:
-        _keep_strides(convolution.weight)
-    layers.append(convolution)
-    layers.append(build_norm_layer(norm_cfg, out_channels)[1])
-    return nn.Sequential(*layers)
-
-
-def _keep_strides(weight: Tensor) -> None:
-    """Gives the gradient of a 1 x 1 kernel the weight's strides, which DDP compares.
-
-    A strided convolution on a CPU gives it those of channels_last, which lie the same in memory:
-    they differ along sides of length 1 only. Without this, DDP warns and copies.
-    """
-
-    @unserializable_hook
-    def hook(grad: Tensor) -> Tensor:
-        if grad.stride() == weight.stride() or not grad.is_contiguous():
-            return grad
-        return grad.as_strided(grad.shape, weight.stride()) if weight.is_contiguous() else grad
-
-    weight.register_hook(hook)
 
 
 @MODELS.register_module()
@@ -256,24 +126,24 @@ class RedNet(BaseModule):
         kernel_size: int = 7,
         drop_path_rate: float = 0.0,
     ) -> None:
+        # Longer than a function should be: it checks and keeps each argument of the published
+        # constructor by name.
         given = [cfg for cfg in as_list(init_cfg) if not _lacks_checkpoint(cfg)]
         self.from_scratch = len(given) < len(as_list(init_cfg))
         if self.from_scratch:
             init_cfg, frozen_stages, norm_eval = given, -1, False
         super().__init__(init_cfg or _default_init_cfg())
-        _check_depth(depth)
-        _check_multiple("in_channels", in_channels, 1)
-        _check_multiple("stem_channels", stem_channels, 2 * GROUP_CHANNELS)
-        _check_multiple("base_channels", base_channels, GROUP_CHANNELS)
-        _check_stages(num_stages, strides, dilations, out_indices, frozen_stages)
-        _check_kernel_size("kernel_size", kernel_size)
-        _check_kernel_size("stem_kernel_size", stem_kernel_size)
-        if style not in ("pytorch", "caffe"):
-            raise ArgumentError(f"style must be 'pytorch' or 'caffe', got {style!r}")
-        _check_layer_cfg("conv_cfg", conv_cfg)
-        _check_layer_cfg("norm_cfg", norm_cfg)
-        if not 0 <= drop_path_rate < 1:
-            raise ArgumentError(f"drop_path_rate must be in [0, 1), got {drop_path_rate!r}")
+        check_one_of("depth", depth, STAGE_BLOCKS)
+        check_multiple("in_channels", in_channels, 1)
+        check_multiple("stem_channels", stem_channels, 2 * GROUP_CHANNELS)
+        check_multiple("base_channels", base_channels, GROUP_CHANNELS)
+        check_stages(num_stages, strides, dilations, out_indices, frozen_stages)
+        check_kernel_size("kernel_size", kernel_size)
+        check_kernel_size("stem_kernel_size", stem_kernel_size)
+        check_one_of("style", style, ("pytorch", "caffe"))
+        check_layer_cfg("conv_cfg", conv_cfg)
+        check_layer_cfg("norm_cfg", norm_cfg)
+        check_probability("drop_path_rate", drop_path_rate)
         self.depth = depth
         self.num_stages = num_stages
         self.strides, self.dilations = tuple(strides), tuple(dilations)
@@ -284,7 +154,7 @@ class RedNet(BaseModule):
         self.norm_eval = norm_eval
         self.zero_init_residual = zero_init_residual
         self.norm_cfg = norm_cfg = norm_cfg or dict(type="BN")
-        _check_norm(norm_cfg, min(stem_channels // 2, base_channels) // REDUCTION_RATIO)
+        check_norm(norm_cfg, min(stem_channels // 2, base_channels) // REDUCTION_RATIO)
         self.stem = _stem(in_channels, stem_channels, stem_kernel_size, conv_cfg, norm_cfg)
         self.maxpool = nn.MaxPool2d(kernel_size=3, stride=2, padding=1)
         block_cfg = dict(
@@ -300,6 +170,7 @@ class RedNet(BaseModule):
         self.stage_names = [f"layer{number}" for number in range(1, num_stages + 1)]
         for name, stage in zip(self.stage_names, stages, strict=True):
             self.add_module(name, stage)
+        keep_gradient_strides(self)
         self._freeze_stages()
         self._register_load_state_dict_pre_hook(widen_stem_kernel, with_module=True)
 
@@ -447,76 +318,3 @@ def _default_init_cfg() -> list[dict]:
         dict(type="Kaiming", layer=["Conv2d"]),
         dict(type="Constant", val=1, layer=["_BatchNorm", "GroupNorm"]),
     ]
-
-
-def _check_depth(depth: int) -> None:
-    if depth not in tuple(STAGE_BLOCKS):
-        raise ArgumentError(f"depth must be one of {tuple(STAGE_BLOCKS)}, got {depth!r}")
-
-
-def _check_multiple(name: str, channels: int, factor: int) -> None:
-    if not _is_positive_int(channels) or channels % factor:
-        what = f"multiple of {factor}" if factor > 1 else "int"
-        raise ArgumentError(f"{name} must be a positive {what}, got {channels!r}")
-
-
-def _is_positive_int(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value > 0
-
-
-def _are_positive_ints(values: Any) -> bool:
-    return isinstance(values, Sequence) and all(map(_is_positive_int, values))
-
-
-def _check_layer_cfg(name: str, cfg: OptionalConfig) -> None:
-    if cfg is None:
-        return
-    if not isinstance(cfg, dict) or "type" not in cfg:
-        raise ArgumentError(f"{name} must be None or a dict with the key 'type', got {cfg!r}")
-    with MODELS.switch_scope_and_registry(None) as registry:
-        if isinstance(cfg["type"], str) and registry.get(cfg["type"]) is None:
-            raise ArgumentError(f"{name}: no layer is registered as {cfg['type']!r}")
-
-
-def _check_norm(norm_cfg: dict, channels: int) -> None:
-    """Builds a norm of the narrowest layer: it fails for arguments that do not fit."""
-    try:
-        build_norm_layer(norm_cfg, channels)
-    except (AssertionError, TypeError, ValueError) as error:
-        raise ArgumentError(
-            f"norm_cfg={norm_cfg!r} makes no norm of {channels} channels: "
-            f"{str(error) or 'it lacks num_groups'}"
-        ) from error
-
-
-def _check_stages(
-    num_stages: int,
-    strides: Sequence[int],
-    dilations: Sequence[int],
-    out_indices: Sequence[int],
-    frozen_stages: int,
-) -> None:
-    if num_stages not in (1, 2, 3, 4):
-        raise ArgumentError(f"num_stages must be 1 to 4, got {num_stages!r}")
-    for name, values in (("strides", strides), ("dilations", dilations)):
-        if not _are_positive_ints(values) or len(values) != num_stages:
-            raise ArgumentError(
-                f"{name} must be a sequence of num_stages={num_stages} positive ints, got "
-                f"{values!r}"
-            )
-    if (
-        not isinstance(out_indices, Sequence)
-        or not out_indices
-        or not all(index in range(num_stages) for index in out_indices)
-    ):
-        raise ArgumentError(
-            f"out_indices must be a sequence of stages from 0 to {num_stages - 1}, got "
-            f"{out_indices!r}"
-        )
-    if frozen_stages not in range(-1, num_stages + 1):
-        raise ArgumentError(f"frozen_stages must be -1 to {num_stages}, got {frozen_stages!r}")
-
-
-def _check_kernel_size(name: str, kernel_size: int) -> None:
-    if not isinstance(kernel_size, int) or kernel_size < 1 or kernel_size % 2 == 0:
-        raise ArgumentError(f"{name} must be an odd positive int, got {kernel_size!r}")

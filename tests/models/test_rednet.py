@@ -242,7 +242,7 @@ def test_a_checkpoint_in_a_list_is_loaded_or_missed_alike(tmp_path) -> None:
         (dict(out_indices=()), r"out_indices must be .* stages from 0 to 3, got \(\)"),
         (dict(out_indices=3), "out_indices must be a sequence of stages from 0 to 3, got 3"),
         (dict(frozen_stages=5), "frozen_stages must be -1 to 4, got 5"),
-        (dict(style="torch"), "style must be 'pytorch' or 'caffe', got 'torch'"),
+        (dict(style="torch"), r"style must be one of \('pytorch', 'caffe'\), got 'torch'"),
         (dict(kernel_size=4), "kernel_size must be an odd positive int, got 4"),
         (dict(in_channels=0), "in_channels must be a positive int, got 0"),
         (dict(base_channels=24), "base_channels must be a positive multiple of 16, got 24"),
