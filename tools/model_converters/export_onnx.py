@@ -2,8 +2,10 @@
 
 The graph has standard operators only, of opset 17 or, with --exporter dynamo, 18. Its batch size is
 free, and so are height and width unless --fixed-size is given. ONNX Runtime's outputs on images of
-several sizes are compared with PyTorch's; if they differ by more than 1e-5 of their norm, nothing
-is written. The data preprocessor (normalization) is not part of the graph.
+several sizes are compared with those of the model in float64: if they are off by more than 1e-5 of
+their norm, and by more than PyTorch's own rounding explains, nothing is written. The images are
+smooth and normalized as the config says. The data preprocessor (normalization) is not part of the
+graph.
 """
 
 from __future__ import annotations
@@ -13,10 +15,12 @@ import os
 import sys
 import tempfile
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
+import torch
 from mmengine.config import Config
-from torch import nn
+from torch import Tensor, nn
 
 from rednet.checkpoint.reading import require_weights_only
 from rednet.cli.arguments import config_parser, image_size
@@ -24,7 +28,7 @@ from rednet.cli.command import run
 from rednet.cli.config import read_config
 from rednet.cli.model import build_model, image_channels, load_weights, scope_of
 from rednet.cli.paths import check_checkpoint, check_output
-from rednet.deploy.onnx import EXPORTERS, TOLERANCE, Graph, export_onnx, relative_errors
+from rednet.deploy.onnx import EXPORTERS, Graph, compare_onnx, export_onnx, random_images
 from rednet.errors import UserError
 
 
@@ -33,17 +37,19 @@ def main(arguments: Sequence[str] | None = None) -> None:
     args = _parse(arguments)
     size = image_size(args.shape)
     check_output(args.out, "--out", sources=(args.config, args.checkpoint))
-    model = _build(args)
-    image = (image_channels(model), *size)
+    config, _ = read_config(args.config, args.cfg_options)
+    model = _build(config, args)
+    images = partial(_images, image_channels(model), _normalization(config))
     target = Path(args.out)
     # Beside its place, so that it gets there in one step, when it has been checked.
     with tempfile.TemporaryDirectory(dir=target.parent) as folder:
         path = Path(folder, target.name)
         graph = export_onnx(
-            model, path, image, exporter=args.exporter, dynamic_size=not args.fixed_size
+            model, path, images(2, *size), exporter=args.exporter, dynamic_size=not args.fixed_size
         )
         print(_describe(graph, path))
-        _compare(model, path, image, args.fixed_size)
+        for batch, height, width in _shapes_to_compare(size, args.fixed_size):
+            _compare(model, path, images(batch, height, width))
         os.replace(path, target)
     print(f"wrote {target}")
 
@@ -76,11 +82,10 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     return parser.parse_args(arguments)
 
 
-def _build(args: argparse.Namespace) -> nn.Module:
+def _build(config: Config, args: argparse.Namespace) -> nn.Module:
     if args.checkpoint is not None:
         check_checkpoint(args.checkpoint, "the checkpoint")
     require_weights_only()
-    config, _ = read_config(args.config, args.cfg_options)
     if not args.backbone:
         _check_kind(config)
     model = build_model(config)
@@ -118,27 +123,43 @@ def _describe(graph: Graph, path: Path) -> str:
     return "\n".join([f"opset {graph.opset}, {graph.nodes} nodes, {size:.1f} MB", *shapes])
 
 
-def _compare(model: nn.Module, path: Path, image: Sequence[int], fixed_size: bool) -> None:
-    for shape in _shapes_to_compare(image, fixed_size):
-        error = max(relative_errors(model, path, shape))
-        text = " x ".join(map(str, shape))
-        if not error <= TOLERANCE:
-            raise UserError(
-                f"ONNX Runtime's output on images of {text} is off by {error:.2g} of its norm, "
-                f"allowed are {TOLERANCE:.0e}: the file is not written. --exporter or "
-                "--fixed-size may help"
-            )
-        print(f"relative error {error:.1e} on images of {text}")
+def _normalization(config: Config) -> dict[str, Tensor]:
+    """Mean and standard deviation by which the config normalizes pixels, if it does."""
+    preprocessor = config.model.get("data_preprocessor") or config.get("data_preprocessor") or {}
+    given = {name: preprocessor.get(name) for name in ("mean", "std")}
+    if any(value is None for value in given.values()):
+        return {}
+    return {name: torch.tensor(value).view(-1, 1, 1) for name, value in given.items()}
 
 
-def _shapes_to_compare(image: Sequence[int], fixed_size: bool) -> list[tuple[int, ...]]:
+def _images(
+    channels: int, normalization: dict[str, Tensor], batch: int, height: int, width: int
+) -> Tensor:
+    return random_images((batch, channels, height, width), **normalization)
+
+
+def _compare(model: nn.Module, path: Path, images: Tensor) -> None:
+    found = compare_onnx(model, path, images)
+    text = " x ".join(map(str, images.shape))
+    if not found.agrees:
+        raise UserError(
+            f"ONNX Runtime's output on images of {text} is off by {found.exported:.2g} of its "
+            f"norm, allowed are {found.allowed:.1g}: the file is not written. --exporter or "
+            "--fixed-size may help"
+        )
+    print(
+        f"relative error {found.exported:.1e} on images of {text} (PyTorch's: {found.original:.1e})"
+    )
+
+
+def _shapes_to_compare(size: tuple[int, int], fixed_size: bool) -> list[tuple[int, int, int]]:
     """Other batches than the recorded one; two odd sizes too, where the size is free."""
-    channels, height, width = image
-    sizes = [(1, height, width), (3, height, width)]
+    height, width = size
+    shapes = [(1, height, width), (3, height, width)]
     if not fixed_size:
-        sizes.append((2, height * 3 // 2 // 2 * 2 + 1, width * 2 // 3 // 2 * 2 + 1))
-        sizes.append((1, height * 2 // 3 // 2 * 2 + 1, width + 2))
-    return [(batch, channels, *size) for batch, *size in sizes]
+        shapes.append((2, height * 3 // 2 // 2 * 2 + 1, width * 2 // 3 // 2 * 2 + 1))
+        shapes.append((1, height * 2 // 3 // 2 * 2 + 1, width + 2))
+    return shapes
 
 
 if __name__ == "__main__":
