@@ -90,7 +90,9 @@ def mmdet_config(name: str) -> Path:
 # Parameters that the layers add to a ResNet-50, in millions, as published.
 ADDED = {
     "faster-rcnn_r50-odconv_fpn": ("faster-rcnn_r50_fpn", 90.67 - 25.56),
+    "mask-rcnn_r50-odconv_fpn": ("mask-rcnn_r50_fpn", 111.56 - 46.45),
     "mask-rcnn_r50-sac_fpn": ("mask-rcnn_r50_fpn", 14.87),
+    "cascade-rcnn_r50-sac_fpn": ("cascade-rcnn_r50_fpn", 14.87),
     # not published; a row, a column and three norms for each of 16 convolutions
     "retinanet_r50-acblock_fpn": (
         "retinanet_r50_fpn",
