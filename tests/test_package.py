@@ -17,7 +17,7 @@ from pathlib import Path
 import pytest
 from mmengine.registry import Registry
 
-from rednet.registry import DATASETS, HOOKS, MODELS, TRANSFORMS
+from rednet.registry import DATASETS, HOOKS, MODELS, OPTIM_WRAPPERS, TRANSFORMS
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -60,13 +60,21 @@ PUBLIC_NAMES = {
     "rednet.engine": (
         "BackboneCheckpointHook",
         "ConfusionMatrixHook",
+        "CpuAmpOptimWrapper",
         "FrozenWeightsHook",
         "NonFiniteLossHook",
         "SafeCheckpointHook",
         "TemperatureAnnealHook",
         "TrainingCurveHook",
     ),
-    "rednet.registry": ("CONV_LAYERS", "DATASETS", "HOOKS", "MODELS", "TRANSFORMS"),
+    "rednet.registry": (
+        "CONV_LAYERS",
+        "DATASETS",
+        "HOOKS",
+        "MODELS",
+        "OPTIM_WRAPPERS",
+        "TRANSFORMS",
+    ),
 }
 REGISTERED_TYPES = [
     (
@@ -81,6 +89,7 @@ REGISTERED_TYPES = [
         ),
     ),
     (DATASETS, ("Digits",)),
+    (OPTIM_WRAPPERS, ("CpuAmpOptimWrapper",)),
     (TRANSFORMS, ("LoadImage",)),
     (
         HOOKS,

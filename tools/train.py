@@ -6,7 +6,7 @@ import argparse
 import sys
 from collections.abc import Mapping, Sequence
 
-from mmengine.config import Config
+from mmengine.config import Config, ConfigDict
 from mmengine.device import get_device
 from mmengine.hooks import CheckpointHook
 from mmengine.runner import Runner
@@ -88,9 +88,20 @@ def _use_safe_checkpoints(config: Config) -> None:
 
 def _use_amp(config: Config) -> None:
     if get_device() == "cpu":
-        raise UserError("--amp trains on a GPU only, and there is none here: leave it out")
+        _use_cpu_amp(config.optim_wrapper)
+        return
     config.optim_wrapper.type = "AmpOptimWrapper"
     config.optim_wrapper.setdefault("loss_scale", "dynamic")
+
+
+def _use_cpu_amp(wrapper: ConfigDict) -> None:
+    dtype = wrapper.pop("dtype", "bfloat16")
+    if dtype != "bfloat16":
+        raise UserError(
+            f"optim_wrapper.dtype must be bfloat16 for --amp on a CPU, got {dtype}, which needs a GPU"
+        )
+    wrapper.pop("loss_scale", None)
+    wrapper.type = "CpuAmpOptimWrapper"
 
 
 def _scale_lr(config: Config) -> None:

@@ -2,6 +2,7 @@
 
 from rednet.engine.backbone_checkpoint_hook import BackboneCheckpointHook
 from rednet.engine.confusion_matrix_hook import ConfusionMatrixHook
+from rednet.engine.cpu_amp_optim_wrapper import CpuAmpOptimWrapper
 from rednet.engine.frozen_weights_hook import FrozenWeightsHook
 from rednet.engine.non_finite_loss_hook import NonFiniteLossHook
 from rednet.engine.safe_checkpoint_hook import SafeCheckpointHook
@@ -11,6 +12,7 @@ from rednet.engine.training_curve_hook import TrainingCurveHook
 __all__ = [
     "BackboneCheckpointHook",
     "ConfusionMatrixHook",
+    "CpuAmpOptimWrapper",
     "FrozenWeightsHook",
     "NonFiniteLossHook",
     "SafeCheckpointHook",

@@ -224,10 +224,13 @@ def test_a_checkpoint_that_is_not_there(
     assert "missing.pth is not a file" in line
 
 
-def test_amp_without_a_gpu(refused: Callable[..., str]) -> None:
-    if torch.cuda.is_available():
-        pytest.skip("there is a GPU")
-    assert "--amp trains on a GPU only" in refused("--amp")
+def test_amp_on_a_cpu(refused: Callable[..., str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(train, "get_device", lambda: "cpu")
+    config = Config(dict(optim_wrapper=dict(type="AmpOptimWrapper", loss_scale="dynamic")))
+    train._use_amp(config)
+    assert config.optim_wrapper == dict(type="CpuAmpOptimWrapper")
+    line = refused("--amp", optim_wrapper__dtype="float16")
+    assert "dtype must be bfloat16 for --amp on a CPU, got float16, which needs a GPU" in line
 
 
 def test_an_output_of_an_unknown_kind(capsys: pytest.CaptureFixture[str], trained: Path) -> None:
