@@ -66,6 +66,7 @@ PUBLIC_NAMES = {
         "SafeCheckpointHook",
         "TemperatureAnnealHook",
         "TrainingCurveHook",
+        "WholeCheckpointHook",
     ),
     "rednet.registry": (
         "CONV_LAYERS",
@@ -101,6 +102,7 @@ REGISTERED_TYPES = [
             "SafeCheckpointHook",
             "TemperatureAnnealHook",
             "TrainingCurveHook",
+            "WholeCheckpointHook",
         ),
     ),
 ]

@@ -21,6 +21,7 @@ from rednet.cli.paths import check_checkpoint, check_output
 from rednet.cli.preflight import check_config, fields
 from rednet.cli.processes import set_up_cpu_processes
 from rednet.cli.runner import build_runner, set_up_run
+from rednet.engine import WholeCheckpointHook
 from rednet.errors import UserError
 
 FLIP_META = ("flip", "flip_direction")
@@ -59,6 +60,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         _save_masks(config, args.out)
     set_up_cpu_processes(config)
     runner = build_runner(config, notes)
+    runner.register_hook(WholeCheckpointHook(args.partial))
     if item == "pred":
         dump = dict(type=DUMPS.get(scope_of(config) or "", "DumpResults"))
         runner.test_evaluator.metrics.append(METRICS.build({**dump, "out_file_path": args.out}))
@@ -70,6 +72,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
 def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = config_parser(__doc__)
     parser.add_argument("checkpoint", help="checkpoint file")
+    parser.add_argument(
+        "--partial",
+        action="store_true",
+        help="evaluate a checkpoint of which only a part fits the model",
+    )
     parser.add_argument(
         "--out",
         help="save the predictions (.pkl; with mmseg a folder of PNGs) or the metrics (.json)",

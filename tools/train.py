@@ -98,7 +98,7 @@ def _use_cpu_amp(wrapper: ConfigDict) -> None:
     dtype = wrapper.pop("dtype", "bfloat16")
     if dtype != "bfloat16":
         raise UserError(
-            f"optim_wrapper.dtype must be bfloat16 for --amp on a CPU, got {dtype}, which needs a GPU"
+            f"optim_wrapper.dtype must be bfloat16 on a CPU, got {dtype}, which needs a GPU"
         )
     wrapper.pop("loss_scale", None)
     wrapper.type = "CpuAmpOptimWrapper"

@@ -117,7 +117,9 @@ def add_config_options(parser: argparse.ArgumentParser) -> None:
 def add_runner_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the arguments of the tools that build a runner."""
     parser.add_argument("--work-dir", help="folder for logs and results (work_dirs/<config>)")
-    parser.add_argument("--amp", action="store_true", help="mixed precision: float16 on a GPU, bfloat16 on a CPU")
+    parser.add_argument(
+        "--amp", action="store_true", help="mixed precision: float16 on a GPU, bfloat16 on a CPU"
+    )
     parser.add_argument(
         "--no-pin-memory", action="store_true", help="no pinned memory in data loaders"
     )

@@ -8,6 +8,7 @@ from rednet.engine.non_finite_loss_hook import NonFiniteLossHook
 from rednet.engine.safe_checkpoint_hook import SafeCheckpointHook
 from rednet.engine.temperature_hook import TemperatureAnnealHook
 from rednet.engine.training_curve_hook import TrainingCurveHook
+from rednet.engine.whole_checkpoint_hook import WholeCheckpointHook
 
 __all__ = [
     "BackboneCheckpointHook",
@@ -18,4 +19,5 @@ __all__ = [
     "SafeCheckpointHook",
     "TemperatureAnnealHook",
     "TrainingCurveHook",
+    "WholeCheckpointHook",
 ]

@@ -230,7 +230,18 @@ def test_amp_on_a_cpu(refused: Callable[..., str], monkeypatch: pytest.MonkeyPat
     train._use_amp(config)
     assert config.optim_wrapper == dict(type="CpuAmpOptimWrapper")
     line = refused("--amp", optim_wrapper__dtype="float16")
-    assert "dtype must be bfloat16 for --amp on a CPU, got float16, which needs a GPU" in line
+    assert "dtype must be bfloat16 on a CPU, got float16, which needs a GPU" in line
+
+
+def test_a_checkpoint_of_another_model(
+    capsys: pytest.CaptureFixture[str], trained: Path, folder: Path, tmp_path: Path
+) -> None:
+    command = [str(CONFIG), str(trained / "epoch_1.pth"), "--work-dir", str(tmp_path)]
+    deep = options(model__backbone__depth=38, **data(folder))
+    line = error_of(capsys, [*command, *deep], evaluate.main)
+    assert "does not fit the model of the config" in line and "missing (backbone.layer" in line
+    assert run(evaluate.main, [*command, "--partial", *deep]) == 0
+    assert "fits the model in part" in log_of(tmp_path)
 
 
 def test_an_output_of_an_unknown_kind(capsys: pytest.CaptureFixture[str], trained: Path) -> None:
