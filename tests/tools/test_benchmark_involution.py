@@ -12,7 +12,7 @@ from timing import Rates
 from rednet.cli.command import run
 from rednet.ops import backends, involution2d
 from tools.benchmarks import benchmark_involution
-from tools.benchmarks.benchmark_involution import PASSES, Contender, work_of
+from tools.benchmarks.involution_cases import PASSES, Contender, work_of
 
 TINY = ("--shapes", "16,5,3,1", "--batch-size", "2", "--turns", "1")
 
