@@ -1,13 +1,8 @@
-"""RetinaNet on COCO with ACBlocks in place of ResNet-50's 3 x 3 convolutions.
+"""RetinaNet on COCO with ACBlocks in place of ResNet-50's 3 x 3 convolutions and their norms.
 
-Fused by switch_to_deploy.py, it computes as fast as a plain RetinaNet. It freezes the backbone's
-first stages and norms, so it needs an ImageNet checkpoint of the same ResNet, which you give by
-
-    --cfg-options model.backbone.module.init_cfg.type=Pretrained
-        model.backbone.module.init_cfg.checkpoint=FILE
-        model.backbone.module.init_cfg.prefix=backbone.
-
-Without it, or with a plain ResNet's, the blocks' norms would be frozen untrained: an error.
+It starts from plain ImageNet weights, as RetinaNet does; an ACBlock then computes what the
+convolution and its norm computed, and training wakes its thin kernels. Fused by
+switch_to_deploy.py, it is as fast as a plain RetinaNet.
 """
 
 _base_ = ["mmdet::retinanet/retinanet_r50_fpn_1x_coco.py", "../_base_/detection.py"]
@@ -16,8 +11,9 @@ model = dict(
     backbone=dict(
         _delete_=True,
         type="SwapConv",
-        module=dict(type="ResNet", depth=50, frozen_stages=1),
+        module={{_base_.model.backbone}},
         conv_cfg=dict(type="ACBlock"),
         include=r"^layer\d\.\d+\.conv2$",
+        take_norm=True,
     )
 )

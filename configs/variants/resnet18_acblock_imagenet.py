@@ -1,8 +1,8 @@
-"""ResNet-18 with ACBlocks in place of its 3 x 3 convolutions: 19.03M parameters in training.
+"""ResNet-18 with ACBlocks in place of its 3 x 3 convolutions and norms: 19.03M parameters.
 
-tools/model_converters/switch_to_deploy.py fuses the branches of each trained block into one
-convolution, fused_conv, inside the block. The published
-recipe: 100 epochs, batch 256, cosine decay from 0.1, every branch's batch norm starting at 1.
+tools/model_converters/switch_to_deploy.py fuses each trained block into a plain convolution, so
+that the checkpoint has the keys of a fused ResNet-18. The published recipe: 100 epochs, batch 256,
+cosine decay from 0.1, every norm starting at 1.
 """
 
 _base_ = [
@@ -16,8 +16,9 @@ model = dict(
     backbone=dict(
         _delete_=True,
         type="SwapConv",
-        module={{_base_.model.backbone}},
+        module=dict(_base_.model.backbone, zero_init_residual=False),
         conv_cfg=dict(type="ACBlock", gamma_init=1),
         include=r"^layer\d\.\d+\.conv\d$",
+        take_norm=True,
     )
 )

@@ -14,7 +14,7 @@ model = dict(
     backbone=dict(
         _delete_=True,
         type="SwapConv",
-        module={{_base_.model.backbone}},
+        module=dict(_base_.model.backbone, zero_init_residual=False),
         conv_cfg=dict(type="DynamicConv2d", num_kernels=4),
         include=r"^layer\d\.",
     )

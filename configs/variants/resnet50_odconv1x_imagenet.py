@@ -11,7 +11,7 @@ model = dict(
     backbone=dict(
         _delete_=True,
         type="SwapConv",
-        module={{_base_.model.backbone}},
+        module=dict(_base_.model.backbone, zero_init_residual=False),
         conv_cfg=dict(type="ODConv2d", kernel_num=1),
         # All convolutions except the stem and the shortcuts'.
         include=r"^layer\d\.\d+\.conv\d$",

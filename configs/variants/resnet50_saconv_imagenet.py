@@ -16,7 +16,7 @@ model = dict(
     backbone=dict(
         _delete_=True,
         type="SwapConv",
-        module={{_base_.model.backbone}},
+        module=dict(_base_.model.backbone, zero_init_residual=False),
         conv_cfg=dict(type="SAConv2d"),
         include=r"^layer[234]\.\d+\.conv2$",
     )

@@ -14,7 +14,7 @@ model = dict(
     backbone=dict(
         _delete_=True,
         type="SwapConv",
-        module={{_base_.model.backbone}},
+        module=dict(_base_.model.backbone, zero_init_residual=False),
         conv_cfg=dict(type="SPConv2d", ratio=1 / 2),
         include=r"^layer\d\.\d+\.conv2$",
     )

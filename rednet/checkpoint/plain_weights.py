@@ -70,7 +70,8 @@ def compare_with_checkpoint(
                 expanded.append(name)
                 made = {path + key for key in adapted}
                 filled |= made
-                used |= {path + "weight", path + "bias"} - (made - own.keys())
+                plain = layer.plain_names(state_dict, prefix + path).values()
+                used |= {each[len(prefix) :] for each in plain} - (made - own.keys())
     offered = given.keys() - used
     taken = [key for key in own if key in offered and _shape(given[key]) == _shape(own[key])]
     return LoadedWeights(

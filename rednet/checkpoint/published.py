@@ -2,7 +2,8 @@
 
 RedNet's were written by mmcls 0.x, mmdet 2.x and mmseg 0.x. Most of their keys are still valid.
 They differ where an involution replaces a ConvModule in an FPN or a mask head: here it is the
-ConvModule's convolution, so the name is longer. Those of the other layers have torchvision's names.
+ConvModule's convolution, so the name is longer. Those of the other layers have torchvision's names,
+or ACNet's.
 """
 
 from __future__ import annotations
@@ -14,7 +15,13 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from rednet.checkpoint.renaming import is_rednet, rednet_name, torchvision_name
+from rednet.checkpoint.renaming import (
+    acnet_name,
+    is_acnet,
+    is_rednet,
+    rednet_name,
+    torchvision_name,
+)
 from rednet.errors import ArgumentError
 from rednet.layers.involution import GROUP_CHANNELS, generated_kernel_size
 
@@ -76,7 +83,8 @@ def convert(
 ) -> Conversion:
     """Renames the entries of a published checkpoint to their names in this package.
 
-    A checkpoint without the stem of a RedNet is read as one with torchvision's names.
+    A checkpoint of ACNet's authors is known by its stages of blocks, one without the stem of a
+    RedNet is read as one with torchvision's names.
 
     Args:
         state_dict: Weights by published name.
@@ -89,9 +97,11 @@ def convert(
         The entries with their new names, and a report on each.
     """
     result = Conversion({}, [], {}, {}, [], [], {})
-    rednet = build_model is None or any(is_rednet(name) for name in state_dict)
+    acnet = any(is_acnet(name) for name in state_dict)
+    rednet = not acnet and (build_model is None or any(is_rednet(name) for name in state_dict))
+    rename = acnet_name if acnet else rednet_name if rednet else torchvision_name
     for old, value in state_dict.items():
-        new = rednet_name(old) if rednet else torchvision_name(old)
+        new = rename(old)
         reason = _objection(new, value, result.state_dict, rednet)
         if reason is not None:
             result.refused[old] = reason

@@ -28,6 +28,7 @@ import torch
 from mmengine.logging import HistoryBuffer
 from torch import Tensor
 
+from rednet.checkpoint.hdf5 import HDF5_SUFFIXES, read_hdf5_weights
 from rednet.checkpoint.paddle import SUFFIX, read_paddle_weights
 from rednet.errors import UserError
 
@@ -67,7 +68,7 @@ def read_state_dict(path: str | Path) -> dict[str, Tensor]:
     """
     if not Path(path).is_file():
         raise UserError(f"there is no checkpoint {path}")
-    content = read_paddle_weights(path) if Path(path).suffix == SUFFIX else _read(path)
+    content = _READERS.get(Path(path).suffix, _read)(path)
     state_dict = content.get("state_dict", content) if isinstance(content, dict) else None
     if not isinstance(state_dict, dict) or not any(
         isinstance(value, Tensor) for value in state_dict.values()
@@ -94,6 +95,9 @@ def _read(path: str | Path) -> Any:
         else:
             problem = "is not a checkpoint that weights_only can read, or is damaged"
         raise UserError(f"{path} {problem}") from error
+
+
+_READERS = {SUFFIX: read_paddle_weights, **dict.fromkeys(HDF5_SUFFIXES, read_hdf5_weights)}
 
 
 def _types_in_a_log() -> Iterator[Any]:

@@ -23,6 +23,20 @@ _TORCHVISION = (
     (re.compile(r"^(?=(conv1|bn1|layer[1-4])\.)"), "backbone."),
     (re.compile(r"^(fc|classifier\.1)\."), "head.fc."),
 )
+# The networks of ACNet's authors. A block with a ReLU after it is ``acb`` in a Sequential, and one
+# without stands for itself.
+_ACNET = (
+    _WRAPPER,
+    (re.compile(r"\.acb\.(?=(square|ver|hor|fused)_)"), "."),
+    (re.compile(r"^conv1\.conv\."), "backbone.conv1."),
+    (re.compile(r"^conv1\.bn\."), "backbone.bn1."),
+    (re.compile(r"^stage(\d)\.projection\.conv\."), r"backbone.layer\1.0.downsample.0."),
+    (re.compile(r"^stage(\d)\.projection\.bn\."), r"backbone.layer\1.0.downsample.1."),
+    (re.compile(r"^stage(\d)\.block(\d+)\.conv(\d)\.conv\."), r"backbone.layer\1.\2.conv\3."),
+    (re.compile(r"^stage(\d)\.block(\d+)\.conv(\d)\.bn\."), r"backbone.layer\1.\2.bn\3."),
+    (re.compile(r"^stage(\d)\.block(\d+)\.conv(\d)\."), r"backbone.layer\1.\2.conv\3."),
+    (re.compile(r"^fc\."), "head.fc."),
+)
 _MOBILENET_BLOCK = re.compile(r"^(?:backbone\.)?features\.(\d+)\.conv\.(\d)\.(?:([01])\.)?(.+)$")
 _MOBILENET_ENDS = re.compile(r"^(?:backbone\.)?features\.(0|18)\.([01])\.(.+)$")
 _MOBILENET_STAGES = (1, 2, 3, 4, 3, 3, 1)
@@ -31,6 +45,16 @@ _MOBILENET_STAGES = (1, 2, 3, 4, 3, 3, 1)
 def is_rednet(name: str) -> bool:
     """Whether an entry is one that only a RedNet has, by its published name."""
     return re.search(r"(^|\.)stem\.", name) is not None
+
+
+def is_acnet(name: str) -> bool:
+    """Whether an entry is one that only the networks of ACNet's authors have."""
+    return re.search(r"^(module\.)?stage\d\.block\d+\.", name) is not None
+
+
+def acnet_name(name: str) -> str:
+    """OpenMMLab's name of an entry of a ResNet of ACNet's authors."""
+    return _replaced(name, _ACNET)
 
 
 def rednet_name(name: str) -> str:

@@ -35,8 +35,8 @@ Fusion = tuple[str, nn.Module, nn.Module]
 def switch_to_deploy(model: nn.Module, run: Callable[[nn.Module], Any] | None = None) -> nn.Module:
     """Fuses, in place, what is constant after training, and checks that the outputs agree.
 
-    A layer of this package merges what it can: an ``ACBlock`` becomes one convolution, a
-    ``ConvAWS2d`` a plain ``nn.Conv2d``, an ``SPConv2d`` loses its norms. Then each batch norm that
+    A layer of this package merges what it can: an ``ACBlock`` and a ``ConvAWS2d`` become plain
+    ``nn.Conv2d``, an ``SPConv2d`` loses its norms. Then each batch norm that
     directly follows a convolution, in a ``ConvModule`` or as the next child of the same module, is
     folded into it and becomes an ``nn.Identity``. A convolution or a norm that occurs several times
     in the model is left alone. The model is left in eval mode.
@@ -64,7 +64,7 @@ def switch_to_deploy(model: nn.Module, run: Callable[[nn.Module], Any] | None = 
         >>> from rednet.deploy import switch_to_deploy
         >>> model = nn.Sequential(ACBlock(3, 8, 3, padding=1), nn.BatchNorm2d(8), nn.ReLU())
         >>> sorted(switch_to_deploy(model).state_dict())
-        ['0.fused_conv.bias', '0.fused_conv.weight']
+        ['0.bias', '0.weight']
     """
     model.eval()
     run = run or _random_run(model)
@@ -127,6 +127,8 @@ def _layer_fusions(place: nn.ModuleList) -> Iterator[Fusion]:
         if _merges(layer):
             original = copy.deepcopy(layer)
             fused = layer.switch_to_deploy()
+            if isinstance(fused, ACBlock):
+                fused = fused.plain()
             replace_modules(place, {id(layer): fused})
             yield name, original, fused
 
@@ -158,9 +160,7 @@ def _norm_fusions(model: nn.Module) -> Iterator[Fusion]:
 
 
 def _convolution(module: nn.Module) -> nn.Conv2d | None:
-    """The plain convolution that computes the module's output, or None."""
-    if isinstance(module, ACBlock) and module.deploy:
-        return module.fused_conv
+    """The plain convolution that the module is, or None."""
     # A subclass may do something else to its weight; so may a hook, such as a spectral norm's.
     if isinstance(module, nn.Conv2d) and type(module) in (nn.Conv2d, WrappedConv2d):
         return None if module._forward_pre_hooks else module

@@ -12,6 +12,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from rednet.errors import ArgumentError
 from rednet.layers.base import ConvLayer, is_unmodified
 from rednet.layers.folding import has_statistics, is_foldable, scale_and_shift, scale_filters
+from rednet.layers.plain_loading import NORM
 from rednet.ops.geometry import IntOrPair, Pair
 from rednet.ops.tracing import is_exporting
 from rednet.registry import CONV_LAYERS
@@ -86,6 +87,7 @@ class ACBlock(ConvLayer):
         self.deploy = deploy
         self.gamma_init = gamma_init
         self.use_affine = use_affine
+        self.norm_eps = 1e-5
         if deploy:
             weight, shift = torch.empty(self.plain_weight_shape), torch.empty(out_channels)
             self.fused_conv = self.plain_convolution(weight, shift, is_padded=True)
@@ -139,10 +141,27 @@ class ACBlock(ConvLayer):
     def init_weights(self) -> None:
         """The initialization of ``nn.Conv2d`` and ``nn.BatchNorm2d``, and ``gamma_init``."""
         for module in self.children():
-            if isinstance(module, (nn.Conv2d, nn.BatchNorm2d)):
+            if isinstance(module, (nn.Conv2d, _BatchNorm)):
                 module.reset_parameters()
-            if isinstance(module, nn.BatchNorm2d) and self.gamma_init is not None:
+            if isinstance(module, _BatchNorm) and self.gamma_init is not None:
                 nn.init.constant_(module.weight, self.gamma_init)
+
+    def take_norm(self, norm: _BatchNorm) -> None:
+        """Takes the place of the norm after the convolution too, as the paper's block does.
+
+        The branches' norms get its type, ``eps`` and ``momentum``. A plain checkpoint's norm, which
+        :meth:`adapt_plain_state` gets as well, becomes the square branch's.
+        """
+        self.norm_eps = norm.eps
+        if self.deploy:
+            return
+        for name in BRANCHES:
+            own = type(norm)(
+                self.out_channels, eps=norm.eps, momentum=norm.momentum, affine=self.use_affine
+            )
+            own.requires_grad_(all(each.requires_grad for each in norm.parameters()))
+            setattr(self, f"{name}_bn", own)
+        self.init_weights()
 
     def convolve_checked(self, input: Tensor) -> Tensor:
         """Computes the output, (N, out_channels, Ho, Wo)."""
@@ -203,6 +222,10 @@ class ACBlock(ConvLayer):
         dtype = self.square_conv.weight.dtype
         return weight.to(dtype), (shifts[0] + shifts[1] + shifts[2]).to(dtype)
 
+    def plain(self) -> nn.Conv2d:
+        """The deployed block as an ``nn.Conv2d``, whose keys are those of any convolution."""
+        return self.plain_convolution(self.fused_conv.weight, self.fused_conv.bias)
+
     @torch.no_grad()
     def switch_to_deploy(self) -> nn.Module:
         """The block itself, with ``fused_conv`` in place of its branches."""
@@ -215,29 +238,57 @@ class ACBlock(ConvLayer):
         return self
 
     def adapt_plain_state(self, state: dict[str, Tensor]) -> dict[str, Tensor] | None:
-        """In eval mode the block computes what the convolution computed.
+        """In eval mode the block computes what the convolution, and its norm, computed.
 
         The square branch is the convolution, and the thin ones are switched off: by their norms'
         scales, so that their kernels keep their initialization and training wakes them, or, where
         the norms have none, by their kernels.
         """
+        if not self.deploy and not all(isinstance(norm, _BatchNorm) for norm in self._norms()):
+            return None  # other norms cannot be told to pass their input on
+        if self.deploy or not self.use_affine:
+            return self._adapt_folded(*self._folded(state))
         weight = state["weight"]
-        bias = state.get("bias", weight.new_zeros(self.out_channels))
+        zeros = weight.new_zeros(self.out_channels)
+        bias = state.get("bias", zeros)
+        adapted = {"square_conv.weight": weight}
+        for name, norm in zip(BRANCHES, self._norms(), strict=True):
+            adapted[f"{name}_bn.weight"] = torch.full_like(zeros, float(name == "square"))
+            adapted[f"{name}_bn.bias"] = bias if name == "square" else zeros.clone()
+            adapted[f"{name}_bn.running_mean"] = zeros.clone()
+            adapted[f"{name}_bn.running_var"] = torch.full_like(zeros, 1 - norm.eps)
+        if f"{NORM}running_mean" in state:
+            adapted["square_bn.bias"] = zeros.clone()
+            for key, value in state.items():
+                if key.startswith(NORM):
+                    adapted[f"square_bn.{key[len(NORM) :]}"] = value
+            # The square convolution has no bias, so the mean of its output is less by it.
+            adapted["square_bn.running_mean"] = state[f"{NORM}running_mean"] - bias
+        return adapted
+
+    def _folded(self, state: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
+        """A plain convolution's weight and bias, with the norm that follows it folded in."""
+        weight = state["weight"]
+        zeros = weight.new_zeros(self.out_channels)
+        bias = state.get("bias", zeros)
+        if f"{NORM}running_mean" not in state:
+            return weight, bias
+        scale = state.get(f"{NORM}weight", zeros + 1) * torch.rsqrt(
+            state[f"{NORM}running_var"] + self.norm_eps
+        )
+        shift = (bias - state[f"{NORM}running_mean"]) * scale + state.get(f"{NORM}bias", zeros)
+        return scale_filters(weight, scale).to(weight.dtype), shift
+
+    def _adapt_folded(self, weight: Tensor, bias: Tensor) -> dict[str, Tensor]:
+        """The state of a block whose norms have no scale, or of a deployed one."""
         if self.deploy:
             return {"fused_conv.weight": weight, "fused_conv.bias": bias}
-        if not all(isinstance(norm, _BatchNorm) for norm in self._norms()):
-            return None  # other norms cannot be told to pass their input on
         adapted = {"square_conv.weight": weight}
         for name, norm in zip(BRANCHES, self._norms(), strict=True):
             adapted[f"{name}_bn.running_mean"] = torch.zeros_like(bias)
             adapted[f"{name}_bn.running_var"] = torch.full_like(bias, 1 - norm.eps)
-        if self.use_affine:
-            for name in BRANCHES:
-                adapted[f"{name}_bn.weight"] = torch.full_like(bias, float(name == "square"))
-                adapted[f"{name}_bn.bias"] = torch.zeros_like(bias)
-            adapted["square_bn.bias"] = bias
-        else:
-            adapted["square_bn.running_mean"] = -bias
-            adapted["ver_conv.weight"] = torch.zeros_like(self.ver_conv.weight)
-            adapted["hor_conv.weight"] = torch.zeros_like(self.hor_conv.weight)
+        adapted["square_bn.running_mean"] = -bias
+        for name in ("ver", "hor"):
+            thin = getattr(self, f"{name}_conv")
+            adapted[f"{name}_conv.weight"] = torch.zeros_like(thin.weight)
         return adapted

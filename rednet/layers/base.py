@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -12,6 +11,7 @@ from torch import Tensor, fx, nn
 
 from rednet.arguments import positive_int
 from rednet.errors import ArgumentError
+from rednet.layers.plain_loading import PlainLoading
 from rednet.ops.geometry import Geometry, IntOrPair, Pair, pair
 from rednet.ops.tracing import is_compiling
 from rednet.registry import CONV_LAYERS
@@ -19,7 +19,7 @@ from rednet.registry import CONV_LAYERS
 _PADDING_MODES = ("zeros", "reflect", "replicate", "circular")
 
 
-class ConvLayer(nn.Module):
+class ConvLayer(PlainLoading):
     """Base of the layers that stand in for ``nn.Conv2d``.
 
     It checks and keeps ``nn.Conv2d``'s arguments under ``nn.Conv2d``'s attribute names. A subclass
@@ -287,51 +287,6 @@ class ConvLayer(nn.Module):
             module, or the layer itself, changed as far as there was something to merge.
         """
         return self
-
-    def adapt_plain_state(self, state: dict[str, Tensor]) -> dict[str, Tensor] | None:
-        """Expresses the weights of the ``nn.Conv2d`` that this layer stands in for as its own.
-
-        Args:
-            state: ``weight``, of ``plain_weight_shape``, and perhaps ``bias``, (out_channels,).
-
-        Returns:
-            Values by their key in this layer's state_dict. A key that is left out stays at its
-            initialization. None from a layer that does not contain the convolution.
-        """
-        return None
-
-    def _load_from_state_dict(
-        self, state_dict: dict[str, Tensor], prefix: str, *args: Any, **kwargs: Any
-    ) -> None:
-        adapted = self.expand_plain_state(state_dict, prefix)
-        if adapted is not None:
-            del state_dict[prefix + "weight"]
-            state_dict.pop(prefix + "bias", None)
-            for key, value in {**self.state_dict(), **adapted}.items():
-                state_dict[prefix + key] = value
-        super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
-
-    def expand_plain_state(
-        self, state_dict: Mapping[str, Tensor], prefix: str
-    ) -> dict[str, Tensor] | None:
-        """What this layer would take from a plain convolution's checkpoint.
-
-        Args:
-            state_dict: A checkpoint.
-            prefix: Where this layer's entries are in it: its name and a dot.
-
-        Returns:
-            What :meth:`adapt_plain_state` makes of the entries; None where they are not a plain
-            convolution's or this layer does not contain the convolution.
-        """
-        plain = {
-            key[len(prefix) :]: value for key, value in state_dict.items() if key.startswith(prefix)
-        }
-        if "weight" not in plain or not plain.keys() <= {"weight", "bias"}:
-            return None
-        if tuple(plain["weight"].shape) != self.plain_weight_shape:
-            return None
-        return self.adapt_plain_state(plain)
 
     def extra_repr(self) -> str:
         """``nn.Conv2d``'s description, without what has its default value."""

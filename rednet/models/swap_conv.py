@@ -18,6 +18,7 @@ from torch.nn.parallel import DistributedDataParallel
 from rednet.checkpoint.plain_weights import report_plain_weights
 from rednet.errors import ArgumentError, first_names
 from rednet.layers.base import ConvLayer
+from rednet.models.following_norm import FollowingNorm, following_norms
 from rednet.models.init_cfg import loads_checkpoint
 from rednet.ops.geometry import Pair, pair
 from rednet.registry import CONV_LAYERS, MODELS
@@ -33,6 +34,7 @@ def swap_conv(
     include: Patterns = "",
     exclude: Patterns | None = None,
     copy_weights: bool = False,
+    take_norm: bool = False,
 ) -> nn.Module:
     r"""Replaces convolutions of a module, in place, by layers of the same geometry.
 
@@ -51,14 +53,17 @@ def swap_conv(
         copy_weights: Whether each layer loads its convolution's weights, as from a checkpoint. Use
             it for a pretrained module; for training from scratch, the layers' own initialization
             is better. Layers that do not contain the convolution keep their initialization.
+        take_norm: Whether each layer also takes the place of the batch norm that is registered
+            after its convolution, as in the published ACNet. Only for ``ACBlock``. A plain
+            checkpoint still loads, with its norms.
 
     Returns:
         ``module`` itself, or the new layer if ``module`` is a matching convolution.
 
     Raises:
         TypeError: If an argument has the wrong type.
-        ArgumentError: If no convolution matches, a layer cannot have a convolution's geometry, or
-            ``module`` is already wrapped in ``DistributedDataParallel``.
+        ArgumentError: If no convolution matches, a layer cannot have a convolution's geometry or
+            take a norm's place, or ``module`` is already wrapped in ``DistributedDataParallel``.
 
     Examples:
         >>> from torch import nn
@@ -82,11 +87,14 @@ def swap_conv(
     }
     if not matching:
         raise ArgumentError(_no_match(module, include, exclude, list(convolutions)))
+    norms = following_norms(module, matching) if take_norm else {}
     layers = {
-        id(convolution): _layer_like(name, convolution, conv_cfg, copy_weights)
+        id(convolution): _layer_like(name, convolution, conv_cfg, copy_weights, norms.get(name))
         for name, convolution in matching.items()
     }
     replace_modules(module, layers)
+    for norm in norms.values():
+        norm.remove()
     swapped = layers.get(id(module), module)
     report_plain_weights(swapped)
     if isinstance(swapped, BaseModule):
@@ -100,6 +108,7 @@ def build_swapped(
     conv_cfg: dict[str, Any],
     include: Patterns = "",
     exclude: Patterns | None = None,
+    take_norm: bool = False,
     **injected: Any,
 ) -> nn.Module:
     r"""Builds a module from its config with other convolution layers in it; see :func:`swap_conv`.
@@ -110,6 +119,7 @@ def build_swapped(
         conv_cfg: Config of the new layers.
         include: Regular expression(s) of the convolutions' names to replace.
         exclude: Regular expression(s) of the names to leave alone.
+        take_norm: Whether the layers also take the places of the batch norms that follow.
         **injected: Keywords that a detector adds to its parts' configs (``train_cfg``,
             ``num_classes`` ...), which go to the inner config.
 
@@ -129,7 +139,8 @@ def build_swapped(
     """
     if not isinstance(module, dict) or "type" not in module:
         raise TypeError(f"module must be a config dict with the key 'type', got {module!r}")
-    return swap_conv(_registry(module).build({**module, **injected}), conv_cfg, include, exclude)
+    inner = _registry(module).build({**module, **injected})
+    return swap_conv(inner, conv_cfg, include, exclude, take_norm=take_norm)
 
 
 def _registry(module: dict[str, Any]) -> Registry:
@@ -221,7 +232,11 @@ def _no_match(
 
 
 def _layer_like(
-    name: str, convolution: nn.Conv2d, conv_cfg: dict[str, Any], copy_weights: bool
+    name: str,
+    convolution: nn.Conv2d,
+    conv_cfg: dict[str, Any],
+    copy_weights: bool,
+    norm: FollowingNorm | None,
 ) -> nn.Module:
     geometry = dict(
         in_channels=convolution.in_channels,
@@ -248,11 +263,13 @@ def _layer_like(
         layer = build_conv_layer(arguments)
     except ValueError as error:
         raise ArgumentError(f"{name or 'the module'}: {error}") from error
-    if copy_weights:
-        _copy_weights(convolution, layer)
     weight = convolution.weight
-    layer.to(weight.device, weight.dtype).train(convolution.training)
-    return layer.requires_grad_(weight.requires_grad)
+    layer.requires_grad_(weight.requires_grad)
+    if norm is not None:
+        norm.give_to(layer)
+    if copy_weights:
+        _copy_weights(convolution, layer, norm)
+    return layer.to(weight.device, weight.dtype).train(convolution.training)
 
 
 def _is_mmcv_wrapper(convolution: nn.Conv2d) -> bool:
@@ -260,14 +277,21 @@ def _is_mmcv_wrapper(convolution: nn.Conv2d) -> bool:
     return type(convolution) is WrappedConv2d
 
 
-def _copy_weights(convolution: nn.Conv2d, layer: nn.Module) -> None:
+def _copy_weights(convolution: nn.Conv2d, layer: nn.Module, norm: FollowingNorm | None) -> None:
     state = convolution.state_dict()
     if "weight" not in state:  # it is computed from others, as weight_norm does
         state = {"weight": convolution.weight.detach()}
         if convolution.bias is not None:
             state["bias"] = convolution.bias.detach()
-    if isinstance(layer, ConvLayer) and layer.expand_plain_state(state, prefix="") is not None:
-        layer.load_state_dict(state)
+    if not isinstance(layer, ConvLayer):
+        return
+    prefix = "convolution."
+    given = {prefix + key: value for key, value in state.items()}
+    if norm is not None:
+        given |= {f"{norm.name}.{key}": value for key, value in norm.module.state_dict().items()}
+    if layer.expand_plain_state(given, prefix) is not None:
+        layer.replace_plain_entries(given, prefix)
+        layer.load_state_dict({key[len(prefix) :]: value for key, value in given.items()})
 
 
 def _following_padding(convolution: nn.Conv2d, arguments: dict[str, Any]) -> Pair:

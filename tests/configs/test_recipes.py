@@ -1,7 +1,7 @@
 """The recipes of the configs are the published ones, field by field.
 
-RedNet's are those of the configs of d-li14/involution, ODConv's those of the README of OSVAI/ODConv
-and SPConv's those of the paper.
+RedNet's are those of the configs of d-li14/involution, ODConv's those of the README of
+OSVAI/ODConv, ACNet's those of acnet/do_acnet.py in DingXiaoH/ACNet and SPConv's those of the paper.
 """
 
 from __future__ import annotations
@@ -89,9 +89,12 @@ PUBLISHED: dict[str, dict[str, Any]] = {
         for kernels in (1, 4)
     },
     **{f"variants/resnet50_spconv{ratio}_imagenet": SPCONV for ratio in (2, 4, 8)},
-    "variants/resnet18_acblock_imagenet": imagenet(
-        100, 0.1, 1e-4, type="CosineAnnealingLR", T_max=100
-    ),
+    **{
+        f"variants/resnet{depth}_acblock_imagenet": imagenet(
+            100, 0.1, 1e-4, type="CosineAnnealingLR", T_max=100
+        )
+        for depth in (18, 34, 50)
+    },
 }
 
 
@@ -117,6 +120,16 @@ def test_the_recipe_is_the_published_one(name: str) -> None:
     assert [{key: each[key] for key in fields} for each in warm_up] == ([fields] if fields else [])
     [decay] = [each for each in schedulers if each.type != "LinearLR"]
     assert {key: decay[key] for key in expected["decay"]} == expected["decay"]
+
+
+RESNETS = sorted(path.stem for path in (ROOT / "configs/variants").glob("resnet*.py"))
+
+
+@pytest.mark.parametrize("name", RESNETS)
+def test_the_last_norms_of_a_resnets_blocks_start_at_one(name: str) -> None:
+    pytest.importorskip("mmpretrain")
+    config = Config.fromfile(ROOT / f"configs/variants/{name}.py")
+    assert config.model.backbone.module.zero_init_residual is False
 
 
 @pytest.mark.parametrize("name", [name for name in PUBLISHED if "odconv" in name])

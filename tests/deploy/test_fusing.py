@@ -43,7 +43,7 @@ def test_every_layer_in_a_conv_module_computes_the_same(name: str) -> None:
     ("layer", "keys"),
     [
         (ConvAWS2d, ["conv.weight", "conv.bias"]),
-        (ACBlock, ["conv.fused_conv.weight", "conv.fused_conv.bias"]),
+        (ACBlock, ["conv.weight", "conv.bias"]),
         (nn.Conv2d, ["conv.weight", "conv.bias"]),
     ],
 )
