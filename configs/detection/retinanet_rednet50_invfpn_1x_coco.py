@@ -7,7 +7,12 @@ model = dict(
         _delete_=True,
         type="SwapConv",
         module={{_base_.model.neck}},
-        conv_cfg=dict(type="Involution2d", kernel_size=7, bias=False),
+        conv_cfg=dict(
+            type="Involution2d",
+            kernel_size=7,
+            bias=False,
+            init_cfg=dict(type="Xavier", distribution="uniform"),
+        ),
         # The two extra levels of stride 2, fpn_convs 3 and 4, stay convolutions.
         include=r"^fpn_convs\.[0-2]\.conv$",
     )

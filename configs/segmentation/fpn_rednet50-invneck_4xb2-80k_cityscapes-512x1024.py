@@ -7,7 +7,12 @@ model = dict(
         _delete_=True,
         type="SwapConv",
         module={{_base_.model.neck}},
-        conv_cfg=dict(type="Involution2d", kernel_size=7, bias=False),
+        conv_cfg=dict(
+            type="Involution2d",
+            kernel_size=7,
+            bias=False,
+            init_cfg=dict(type="Xavier", distribution="uniform"),
+        ),
         include=r"^fpn_convs\.\d+\.conv$",
     )
 )

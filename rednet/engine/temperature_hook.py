@@ -32,7 +32,8 @@ class TemperatureAnnealHook(Hook):
     <https://arxiv.org/abs/1912.03458>`_.
 
     Args:
-        start: Temperature of the first iteration.
+        start: Temperature before the first iteration, which already has one step less, as in the
+            published code.
         end: Temperature from the end of the schedule on.
         epochs: Length of the schedule in passes over the training data.
         iterations: Length of the schedule in iterations, in place of ``epochs``, for a training
@@ -95,7 +96,7 @@ class TemperatureAnnealHook(Hook):
 
     def temperature(self, iteration: int) -> float:
         """The temperature of an iteration, counted from 0."""
-        share = min(iteration / self._length, 1.0)
+        share = min((iteration + 1) / self._length, 1.0)
         return self.start + (self.end - self.start) * share
 
 

@@ -6,7 +6,7 @@ from math import isqrt
 
 import torch
 from mmcv.cnn import ConvModule
-from mmengine.model import kaiming_init
+from mmengine.model import initialize, kaiming_init
 from torch import Tensor, nn
 
 from rednet.arguments import positive_int
@@ -47,6 +47,8 @@ class Involution2d(ConvLayer):
         group_channels: Channels that share a kernel.
         reduction_ratio: ``out_channels`` divided by the width of the bottleneck.
         norm_cfg: Config of the bottleneck's normalization.
+        init_cfg: Config of mmengine's initialization of the convolutions, such as
+            ``dict(type='Xavier', distribution='uniform')``; None for Kaiming.
 
     Shape:
         - Input: (N, in_channels, H, W)
@@ -72,12 +74,14 @@ class Involution2d(ConvLayer):
         group_channels: int = GROUP_CHANNELS,
         reduction_ratio: int = REDUCTION_RATIO,
         norm_cfg: dict | None = None,
+        init_cfg: dict | None = None,
     ) -> None:
         super().__init__(
             in_channels, out_channels, kernel_size, stride, padding, dilation, groups, padding_mode
         )
         self.group_channels = positive_int("group_channels", group_channels)
         self.reduction_ratio = positive_int("reduction_ratio", reduction_ratio)
+        self.init_cfg = init_cfg
         if out_channels % group_channels:
             raise ArgumentError(
                 f"out_channels must be a multiple of group_channels={group_channels}, "
@@ -105,11 +109,13 @@ class Involution2d(ConvLayer):
         self.init_weights()
 
     def init_weights(self) -> None:
-        """Kaiming initialization for the convolutions, zero for the bias."""
+        """The initialization of ``init_cfg`` for the convolutions, zero for the bias."""
         self.conv1.init_weights()
         self.conv2.init_weights()
         if self.in_channels != self.out_channels:
             kaiming_init(self.projection)
+        if self.init_cfg is not None:
+            initialize(self, {"layer": "Conv2d", **self.init_cfg})
         if self.bias is not None:
             nn.init.zeros_(self.bias)
 

@@ -95,10 +95,12 @@ class SPConv2d(ConvLayer):
         self.init_weights()
 
     def init_weights(self) -> None:
-        """The initialization of ``nn.Conv2d`` and ``nn.BatchNorm2d``."""
+        """Kaiming initialization by fan-out for the kernels, as in the published network."""
         for module in self.children():
             if isinstance(module, (nn.Conv2d, nn.BatchNorm2d)):
                 module.reset_parameters()
+            if isinstance(module, nn.Conv2d):
+                nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
 
     def convolve_checked(self, input: Tensor) -> Tensor:
         """Computes the output, (N, out_channels, Ho, Wo)."""

@@ -132,6 +132,18 @@ def test_the_last_norms_of_a_resnets_blocks_start_at_one(name: str) -> None:
     assert config.model.backbone.module.zero_init_residual is False
 
 
+INVOLUTION_NECKS = [name for name in PUBLISHED if "invfpn" in name or "invneck" in name]
+
+
+@pytest.mark.parametrize("name", INVOLUTION_NECKS)
+def test_an_fpns_involutions_start_as_its_convolutions_do(name: str) -> None:
+    """The authors' FPN gives Xavier's initialization to every convolution, in involutions too."""
+    pytest.importorskip("mmdet" if "detection" in name else "mmseg")
+    config = Config.fromfile(ROOT / "configs" / f"{name}.py")
+    init_cfg = dict(type="Xavier", distribution="uniform")
+    assert dict(config.model.neck.conv_cfg.init_cfg) == init_cfg
+
+
 @pytest.mark.parametrize("name", [name for name in PUBLISHED if "odconv" in name])
 def test_odconv_is_trained_with_its_dropout_and_temperature(name: str) -> None:
     config = Config.fromfile(ROOT / "configs" / f"{name}.py")

@@ -90,7 +90,7 @@ def test_it_is_registered() -> None:
 def test_every_iteration_of_the_epochs_lowers_it_by_the_same_step(runner: Any) -> None:
     model = dynamic_model()
     runner(model, dict(by_epoch=True, max_epochs=3), start=9.0, epochs=2).train()
-    expected = [9.0, 8.0, 7.0, 6.0, 5.0, 4.0, 3.0, 2.0, 1.0, 1.0, 1.0, 1.0]
+    expected = [8.0, 7.0, 6.0, 5.0, 4.0, 3.0, 2.0, 1.0, 1.0, 1.0, 1.0, 1.0]
     assert model.seen == [[value, value] for value in expected]
     assert model.layers[0].temperature == 1
 
@@ -99,38 +99,48 @@ def test_every_iteration_of_the_epochs_lowers_it_by_the_same_step(runner: Any) -
 def test_a_length_in_iterations(runner: Any, length: dict) -> None:
     model = dynamic_model()
     runner(model, dict(by_epoch=False, max_iters=4), start=4.0, end=2.0, **length).train()
-    assert [each[0] for each in model.seen] == [4, 3, 2, 2]
+    assert [each[0] for each in model.seen] == [3, 2, 2, 2]
+
+
+def test_the_temperatures_are_the_published_ones() -> None:
+    """Those of ODConv's training script, which counts the iteration before it sets one."""
+    hook = TemperatureAnnealHook(start=30.0, end=1.0, iterations=50)
+    hook._length = 50
+    for iteration in range(60):
+        published = 1.0 + max(0.0, 29.0 * (50 - (iteration + 1)) / 50)
+        assert hook.temperature(iteration) == pytest.approx(published)
+    assert hook.temperature(0) == pytest.approx(29.42)
 
 
 def test_a_length_in_epochs_holds_in_a_loop_that_counts_iterations(runner: Any) -> None:
     model = dynamic_model()
     runner(model, dict(by_epoch=False, max_iters=5), start=5.0, epochs=1).train()
-    assert [each[0] for each in model.seen] == [5, 4, 3, 2, 1]
+    assert [each[0] for each in model.seen] == [4, 3, 2, 1, 1]
 
 
 def test_a_resumed_training_goes_on_where_it_was(runner: Any, tmp_path: Path) -> None:
     runner(dynamic_model(), dict(by_epoch=True, max_epochs=1), start=9.0, epochs=2).train()
     model = dynamic_model()
     runner(model, dict(by_epoch=True, max_epochs=2), resume=True, start=9.0, epochs=2).train()
-    assert [each[0] for each in model.seen] == [5, 4, 3, 2]
+    assert [each[0] for each in model.seen] == [4, 3, 2, 1]
 
 
 def test_the_checkpoint_holds_the_temperature(runner: Any, tmp_path: Path) -> None:
     runner(dynamic_model(), dict(by_epoch=True, max_epochs=1), start=9.0, epochs=2).train()
     weights_only = hasattr(torch.serialization, "add_safe_globals")  # rednet.engine names the types
     state = torch.load(tmp_path / "epoch_1.pth", weights_only=weights_only)["state_dict"]
-    assert state["layers.0.temperature"] == 6
+    assert state["layers.0.temperature"] == 5
     fresh = dynamic_model()
     fresh.load_state_dict(state)
-    assert fresh.layers[2].temperature == 6
+    assert fresh.layers[2].temperature == 5
 
 
 def test_the_log_shows_it(runner: Any, tmp_path: Path) -> None:
     built = runner(dynamic_model(), dict(by_epoch=True, max_epochs=1), start=9.0, epochs=2)
     built.train()
-    assert built.message_hub.get_scalar("train/temperature").current() == 6
+    assert built.message_hub.get_scalar("train/temperature").current() == 5
     (log,) = tmp_path.rglob("*.log")
-    assert "temperature: 9.0000" in log.read_text()
+    assert "temperature: 8.0000" in log.read_text()
 
 
 @pytest.mark.parametrize("by_epoch", [True, False])
@@ -142,12 +152,12 @@ def test_an_averaged_model_has_the_temperature_of_the_training(
     built = runner(model, loop, start=9.0, epochs=2)
     built.register_hook(dict(type="EMAHook", update_buffers=True))
     built.train()
-    assert model.seen[-1] == [6, 6]
+    assert model.seen[-1] == [5, 5]
     weights_only = hasattr(torch.serialization, "add_safe_globals")  # rednet.engine names the types
     path = tmp_path / ("epoch_1.pth" if by_epoch else "iter_4.pth")
     checkpoint = torch.load(path, weights_only=weights_only)
-    assert checkpoint["state_dict"]["layers.0.temperature"] == 6  # the average
-    assert checkpoint["ema_state_dict"]["module.layers.0.temperature"] == 6  # the training's
+    assert checkpoint["state_dict"]["layers.0.temperature"] == 5  # the average
+    assert checkpoint["ema_state_dict"]["module.layers.0.temperature"] == 5  # the training's
 
 
 def test_a_wrapped_model_takes_part(runner: Any) -> None:
@@ -157,7 +167,7 @@ def test_a_wrapped_model_takes_part(runner: Any) -> None:
     hook = TemperatureAnnealHook(start=9.0, iterations=8)
     hook.before_train(built)
     hook.before_train_iter(built, 0)
-    assert model.layers[0].temperature == 9
+    assert model.layers[0].temperature == 8
 
 
 def test_a_model_without_temperature_gets_a_warning(

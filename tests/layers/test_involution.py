@@ -112,3 +112,13 @@ def test_export_serves_any_batch() -> None:
 def test_arguments_that_cannot_be_served(arguments: dict, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         Involution2d(**{"in_channels": 16, "out_channels": 16, "kernel_size": 3, **arguments})
+
+
+def test_init_cfg_sets_how_the_convolutions_start() -> None:
+    torch.manual_seed(0)
+    xavier = dict(type="Xavier", distribution="uniform")
+    layer = Involution2d(256, 256, 7, init_cfg=xavier)
+    for convolution in (layer.conv1.conv, layer.conv2.conv):
+        outputs, inputs = convolution.weight.shape[:2]
+        bound = (6 / (inputs + outputs)) ** 0.5
+        assert convolution.weight.abs().max().item() == pytest.approx(bound, rel=0.01)

@@ -103,3 +103,11 @@ def test_tools_that_fold_norms_leave_the_two_parts_alone() -> None:
     image = torch.randn(2, 16, 5, 5)
     expected = layer(image)
     torch.testing.assert_close(fuse_conv_bn(layer)(image), expected)
+
+
+def test_the_kernels_start_kaiming_by_fan_out() -> None:
+    torch.manual_seed(0)
+    layer = SPConv2d(256, 256, 3, padding=1)  # of ResNet-50's layer3.1
+    expected = {"gwc": (2 / (256 * 9)) ** 0.5, "pwc": (2 / 256) ** 0.5, "conv1x1": (2 / 256) ** 0.5}
+    for name, deviation in expected.items():
+        assert getattr(layer, name).weight.std().item() == pytest.approx(deviation, rel=0.02)
