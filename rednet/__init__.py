@@ -4,7 +4,17 @@ Importing this package registers everything it offers. Where mmcv has no compile
 :mod:`rednet.mmcv_ops` offers them.
 """
 
-from rednet import checkpoint, datasets, deploy, engine, layers, mmcv_ops, models, ops
+from rednet import (
+    checkpoint,
+    datasets,
+    deploy,
+    engine,
+    layers,
+    mmcv_ops,
+    models,
+    ops,
+    visualization,
+)
 from rednet.deploy import switch_to_deploy
 from rednet.models import swap_conv
 from rednet.version import __version__
@@ -21,4 +31,5 @@ __all__ = [
     "ops",
     "swap_conv",
     "switch_to_deploy",
+    "visualization",
 ]

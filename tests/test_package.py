@@ -35,6 +35,7 @@ PUBLIC_NAMES = {
         "ops",
         "swap_conv",
         "switch_to_deploy",
+        "visualization",
     ),
     "rednet.ops": ("backend", "explain_backends", "involution2d"),
     "rednet.layers": (
@@ -62,6 +63,7 @@ PUBLIC_NAMES = {
         "ConfusionMatrixHook",
         "CpuAmpOptimWrapper",
         "FrozenWeightsHook",
+        "LayerVisualizationHook",
         "NonFiniteLossHook",
         "SafeCheckpointHook",
         "TemperatureAnnealHook",
@@ -76,6 +78,7 @@ PUBLIC_NAMES = {
         "OPTIM_WRAPPERS",
         "TRANSFORMS",
     ),
+    "rednet.visualization": ("RECORDERS", "find_layers", "view"),
 }
 REGISTERED_TYPES = [
     (
@@ -98,6 +101,7 @@ REGISTERED_TYPES = [
             "BackboneCheckpointHook",
             "ConfusionMatrixHook",
             "FrozenWeightsHook",
+            "LayerVisualizationHook",
             "NonFiniteLossHook",
             "SafeCheckpointHook",
             "TemperatureAnnealHook",
@@ -116,7 +120,8 @@ KNOWS = {
     "checkpoint": {"checkpoint", "layers", "ops"} | BASE,
     "models": {"models", "checkpoint", "layers", "ops"} | BASE,
     "datasets": {"datasets"} | BASE,
-    "engine": {"engine", "models", "checkpoint", "layers", "ops"} | BASE,
+    "visualization": {"visualization", "models", "layers", "ops"} | BASE,
+    "engine": {"engine", "visualization", "models", "checkpoint", "layers", "ops"} | BASE,
     "deploy": {"deploy", "models", "checkpoint", "layers", "ops"} | BASE,
     "cli": {"cli", "mmcv_ops", "deploy", "models", "checkpoint", "layers", "ops"} | BASE,
 }

@@ -4,6 +4,7 @@ from rednet.engine.backbone_checkpoint_hook import BackboneCheckpointHook
 from rednet.engine.confusion_matrix_hook import ConfusionMatrixHook
 from rednet.engine.cpu_amp_optim_wrapper import CpuAmpOptimWrapper
 from rednet.engine.frozen_weights_hook import FrozenWeightsHook
+from rednet.engine.layer_visualization_hook import LayerVisualizationHook
 from rednet.engine.non_finite_loss_hook import NonFiniteLossHook
 from rednet.engine.safe_checkpoint_hook import SafeCheckpointHook
 from rednet.engine.temperature_hook import TemperatureAnnealHook
@@ -15,6 +16,7 @@ __all__ = [
     "ConfusionMatrixHook",
     "CpuAmpOptimWrapper",
     "FrozenWeightsHook",
+    "LayerVisualizationHook",
     "NonFiniteLossHook",
     "SafeCheckpointHook",
     "TemperatureAnnealHook",
