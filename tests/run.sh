@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # Install what is missing, check lint, format and types, then run the tests. Arguments go to pytest.
 # Everything goes into the active virtual environment, or else into .venv.
+# The tests share the cores, at most four of them, file by file: a fixture serves its whole file.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 environment=${VIRTUAL_ENV:-.venv}
@@ -10,4 +11,5 @@ bin=$environment/bin
 "$bin/ruff" check .
 "$bin/ruff" format --check .
 "$bin/mypy"
-exec "$bin/python" -m pytest "$@"
+export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}
+exec "$bin/python" -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile "$@"
