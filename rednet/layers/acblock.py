@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -49,6 +50,8 @@ class ACBlock(ConvLayer):
         deploy: Whether to build the deployed form, which has only ``fused_conv``.
         gamma_init: Initial scale of the three norms; None for 1.
         use_affine: Whether the norms have a learned scale and shift.
+        branches: The branches to build: ``'square'``, and ``'ver'`` or ``'hor'`` or both. For
+            studies of what a branch contributes.
 
     Shape:
         - Input: (N, in_channels, H, W)
@@ -58,6 +61,10 @@ class ACBlock(ConvLayer):
         TypeError: If an argument has the wrong type.
         ArgumentError: If an argument has an unsupported value.
     """
+
+    square_bn: Any
+    ver_bn: Any
+    hor_bn: Any
 
     def __init__(
         self,
@@ -74,6 +81,7 @@ class ACBlock(ConvLayer):
         deploy: bool = False,
         gamma_init: float | None = None,
         use_affine: bool = True,
+        branches: Sequence[str] = BRANCHES,
     ) -> None:
         super().__init__(
             in_channels, out_channels, kernel_size, stride, padding, dilation, groups, padding_mode
@@ -83,7 +91,12 @@ class ACBlock(ConvLayer):
                 f"gamma_init must be None with use_affine=False, which leaves no scale to "
                 f"initialize, got {gamma_init!r}"
             )
+        if "square" not in branches or not set(branches) <= set(BRANCHES):
+            raise ArgumentError(
+                f"branches must be 'square' and others of {BRANCHES}, got {branches}"
+            )
         self.register_parameter("bias", None)
+        self.branches = tuple(name for name in BRANCHES if name in branches)
         self.deploy = deploy
         self.gamma_init = gamma_init
         self.use_affine = use_affine
@@ -98,14 +111,15 @@ class ACBlock(ConvLayer):
     def _add_branches(self) -> None:
         # The norms come first, because tools that fold a norm into the convolution registered
         # before it must leave the branches together.
-        self.square_bn = nn.BatchNorm2d(self.out_channels, affine=self.use_affine)
-        self.ver_bn = nn.BatchNorm2d(self.out_channels, affine=self.use_affine)
-        self.hor_bn = nn.BatchNorm2d(self.out_channels, affine=self.use_affine)
+        for name in self.branches:
+            norm = nn.BatchNorm2d(self.out_channels, affine=self.use_affine)
+            self.add_module(f"{name}_bn", norm)
         height, width = self.kernel_size
-        padding = self.kernel_padding
-        self.square_conv = self._branch((height, width), padding)
-        self.ver_conv = self._branch((height, 1), self._thin_padding(1)[0])
-        self.hor_conv = self._branch((1, width), self._thin_padding(0)[0])
+        self.square_conv = self._branch((height, width), self.kernel_padding)
+        if "ver" in self.branches:
+            self.ver_conv = self._branch((height, 1), self._thin_padding(1)[0])
+        if "hor" in self.branches:
+            self.hor_conv = self._branch((1, width), self._thin_padding(0)[0])
 
     def _branch(self, kernel_size: Pair, padding: Pair) -> nn.Conv2d:
         return nn.Conv2d(
@@ -155,7 +169,7 @@ class ACBlock(ConvLayer):
         self.norm_eps = norm.eps
         if self.deploy:
             return
-        for name in BRANCHES:
+        for name in self.branches:
             own = type(norm)(
                 self.out_channels, eps=norm.eps, momentum=norm.momentum, affine=self.use_affine
             )
@@ -170,13 +184,17 @@ class ACBlock(ConvLayer):
         if self._pays_to_fuse(input):
             return self.convolve(input, *self.fuse())
         padded, _ = self.pad(input)
-        square = self.square_bn(self.square_conv(padded))
-        ver = self.ver_bn(self.ver_conv(self._cropped(padded, 1)))
-        hor = self.hor_bn(self.hor_conv(self._cropped(padded, 0)))
-        if is_unmodified(self.square_bn, nn.BatchNorm2d):
-            # A batch norm does not keep its output, and fresh memory costs more than the sum.
-            return square.add_(ver).add_(hor)
-        return square + ver + hor
+        output = self.square_bn(self.square_conv(padded))
+        thin = []
+        if "ver" in self.branches:
+            thin.append(self.ver_bn(self.ver_conv(self._cropped(padded, 1))))
+        if "hor" in self.branches:
+            thin.append(self.hor_bn(self.hor_conv(self._cropped(padded, 0))))
+        # A batch norm does not keep its output, and fresh memory costs more than the sum.
+        in_place = is_unmodified(self.square_bn, nn.BatchNorm2d)
+        for each in thin:
+            output = output.add_(each) if in_place else output + each
+        return output
 
     def _cropped(self, padded: Tensor, side: int) -> Tensor:
         explicit = self._thin_padding(side)[1]
@@ -189,7 +207,7 @@ class ACBlock(ConvLayer):
         """
         if is_exporting() or not all(map(is_foldable, self._norms())):
             return False
-        convolutions = (self.square_conv, self.ver_conv, self.hor_conv)
+        convolutions = [getattr(self, f"{name}_conv") for name in self.branches]
         if not all(is_unmodified(each, nn.Conv2d) for each in convolutions):
             return False
         if not all(is_unmodified(each, type(each)) for each in self._norms()):
@@ -197,8 +215,8 @@ class ACBlock(ConvLayer):
         height, width = self.output_size(input.shape[2], input.shape[3])
         return height * width >= FUSED_FROM_PIXELS
 
-    def _norms(self) -> tuple[Any, Any, Any]:
-        return self.square_bn, self.ver_bn, self.hor_bn
+    def _norms(self) -> list[Any]:
+        return [getattr(self, f"{name}_bn") for name in self.branches]
 
     def fuse(self) -> tuple[Tensor, Tensor]:
         """The one convolution that the block is in eval mode.
@@ -206,21 +224,25 @@ class ACBlock(ConvLayer):
         Returns:
             Its weight, (out_channels, in_channels / groups, Kh, Kw), and bias, (out_channels,).
         """
-        for name, norm in zip(BRANCHES, self._norms(), strict=False):
+        for name, norm in zip(self.branches, self._norms(), strict=False):
             if not has_statistics(norm):
                 raise ArgumentError(
                     f"{name}_bn, a {type(norm).__name__}, depends on the input: it cannot be merged"
                 )
-        # No zip: torch 2.1 does not compile its `strict`.
-        folded = [scale_and_shift(norm) for norm in self._norms()]
-        scales, shifts = [scale for scale, _ in folded], [shift for _, shift in folded]
-        ver = scale_filters(self.ver_conv.weight, scales[1])
-        hor = scale_filters(self.hor_conv.weight, scales[2])
-        weight = scale_filters(self.square_conv.weight, scales[0])
-        weight.narrow(3, self.kernel_size[1] // 2, 1).add_(ver)
-        weight.narrow(2, self.kernel_size[0] // 2, 1).add_(hor)
+        scale, bias = scale_and_shift(self.square_bn)
+        weight = scale_filters(self.square_conv.weight, scale)
+        if "ver" in self.branches:
+            scale, shift = scale_and_shift(self.ver_bn)
+            ver = scale_filters(self.ver_conv.weight, scale)
+            weight.narrow(3, self.kernel_size[1] // 2, 1).add_(ver)
+            bias = bias + shift
+        if "hor" in self.branches:
+            scale, shift = scale_and_shift(self.hor_bn)
+            hor = scale_filters(self.hor_conv.weight, scale)
+            weight.narrow(2, self.kernel_size[0] // 2, 1).add_(hor)
+            bias = bias + shift
         dtype = self.square_conv.weight.dtype
-        return weight.to(dtype), (shifts[0] + shifts[1] + shifts[2]).to(dtype)
+        return weight.to(dtype), bias.to(dtype)
 
     def plain(self) -> nn.Conv2d:
         """The deployed block as an ``nn.Conv2d``, whose keys are those of any convolution."""
@@ -231,7 +253,7 @@ class ACBlock(ConvLayer):
         """The block itself, with ``fused_conv`` in place of its branches."""
         if not self.deploy:
             self.fused_conv = self.plain_convolution(*self.fuse(), is_padded=True)
-            for name in BRANCHES:
+            for name in self.branches:
                 delattr(self, f"{name}_conv")
                 delattr(self, f"{name}_bn")
             self.deploy = True
@@ -252,7 +274,7 @@ class ACBlock(ConvLayer):
         zeros = weight.new_zeros(self.out_channels)
         bias = state.get("bias", zeros)
         adapted = {"square_conv.weight": weight}
-        for name, norm in zip(BRANCHES, self._norms(), strict=True):
+        for name, norm in zip(self.branches, self._norms(), strict=True):
             adapted[f"{name}_bn.weight"] = torch.full_like(zeros, float(name == "square"))
             adapted[f"{name}_bn.bias"] = bias if name == "square" else zeros.clone()
             adapted[f"{name}_bn.running_mean"] = zeros.clone()
@@ -284,11 +306,11 @@ class ACBlock(ConvLayer):
         if self.deploy:
             return {"fused_conv.weight": weight, "fused_conv.bias": bias}
         adapted = {"square_conv.weight": weight}
-        for name, norm in zip(BRANCHES, self._norms(), strict=True):
+        for name, norm in zip(self.branches, self._norms(), strict=True):
             adapted[f"{name}_bn.running_mean"] = torch.zeros_like(bias)
             adapted[f"{name}_bn.running_var"] = torch.full_like(bias, 1 - norm.eps)
         adapted["square_bn.running_mean"] = -bias
-        for name in ("ver", "hor"):
+        for name in self.branches[1:]:
             thin = getattr(self, f"{name}_conv")
             adapted[f"{name}_conv.weight"] = torch.zeros_like(thin.weight)
         return adapted

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from mmengine.dist import get_world_size
@@ -10,11 +13,14 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from rednet.arguments import positive_int, positive_number
+from rednet.errors import ArgumentError
 from rednet.layers.base import pointwise
 from rednet.layers.mixture import MixtureConvLayer
 from rednet.ops.expert_conv import Factors
 from rednet.ops.geometry import IntOrPair
 from rednet.registry import CONV_LAYERS
+
+ATTENTIONS = ("channel", "filter", "spatial", "kernel")
 
 
 @CONV_LAYERS.register_module()
@@ -55,6 +61,11 @@ class ODConv2d(MixtureConvLayer):
         kernel_num: Number of kernels.
         reduction: The attention's width over ``in_channels``, rounded down.
         min_channels: Least width of the attention.
+        attentions: The attentions to build, of ``'channel'``, ``'filter'``, ``'spatial'`` and
+            ``'kernel'``. With ``'filter'`` only and one kernel, the layer is a convolution with
+            squeeze-and-excitation on its output channels.
+        static: Whether the attentions are learned numbers, the same for all images, instead of
+            computed from each.
 
     Shape:
         - Input: (N, in_channels, H, W)
@@ -80,6 +91,8 @@ class ODConv2d(MixtureConvLayer):
         kernel_num: int = 4,
         reduction: float = 1 / 16,
         min_channels: int = 16,
+        attentions: Sequence[str] = ATTENTIONS,
+        static: bool = False,
     ) -> None:
         super().__init__(
             in_channels,
@@ -95,19 +108,27 @@ class ODConv2d(MixtureConvLayer):
         self.kernel_num = kernel_num
         self.reduction = positive_number("reduction", reduction)
         self.min_channels = positive_int("min_channels", min_channels)
-        taps = self.kernel_size[0] * self.kernel_size[1]
-        self.attention = _Attention(
-            in_channels,
-            max(int(in_channels * reduction), min_channels),
-            filters=0 if in_channels == out_channels == groups else out_channels,
-            taps=0 if taps == 1 else taps,
-            kernels=0 if kernel_num == 1 else kernel_num,
-        )
+        self.attentions = _checked_attentions(attentions, kernel_num)
+        self.static = static
+        hidden = 0 if static else max(int(in_channels * reduction), min_channels)
+        self.attention = _Attention(in_channels, hidden, self._head_widths())
         if bias:
             self.bias = nn.Parameter(torch.empty(out_channels))
         else:
             self.register_parameter("bias", None)
         self.init_weights()
+
+    def _head_widths(self) -> dict[str, int]:
+        """The widths of the attention's heads. One without anything to choose between has none."""
+        taps = self.kernel_size[0] * self.kernel_size[1]
+        is_depthwise = self.in_channels == self.out_channels == self.groups
+        widths = dict(
+            channel=self.in_channels,
+            filter=0 if is_depthwise else self.out_channels,
+            spatial=0 if taps == 1 else taps,
+            kernel=0 if self.kernel_num == 1 else self.kernel_num,
+        )
+        return {name: widths[name] if name in self.attentions else 0 for name in ATTENTIONS}
 
     @torch.no_grad()
     def init_weights(self) -> None:
@@ -145,8 +166,8 @@ class ODConv2d(MixtureConvLayer):
         weight = state["weight"] * 2 ** len(sigmoids)
         adapted = self.repeated_state({**state, "weight": weight})
         for name, head in sigmoids.items():
-            adapted[f"attention.{name}.weight"] = torch.zeros_like(head.weight)
-            adapted[f"attention.{name}.bias"] = head.weight.new_zeros(head.out_channels)
+            for key, value in head.state_dict().items():
+                adapted[f"attention.{name}.{key}"] = torch.zeros_like(value)
         return adapted
 
     def unpublished_state(self) -> dict[str, Tensor]:
@@ -162,43 +183,76 @@ class ODConv2d(MixtureConvLayer):
         return ", ".join([super().extra_repr(), *(f"{each}={getattr(self, each)}" for each in own)])
 
 
-class _Attention(nn.Module):
-    """The network with four heads. A head of width 0 is left out."""
+def _checked_attentions(attentions: Sequence[str], kernel_num: int) -> tuple[str, ...]:
+    if not attentions or isinstance(attentions, str) or not set(attentions) <= set(ATTENTIONS):
+        raise ArgumentError(f"attentions must be one or more of {ATTENTIONS}, got {attentions!r}")
+    if "kernel" not in attentions and kernel_num > 1:
+        raise ArgumentError(
+            f"kernel_num must be 1 without the attention 'kernel', which mixes kernels, "
+            f"got {kernel_num}"
+        )
+    return tuple(name for name in ATTENTIONS if name in attentions)
 
-    def __init__(
-        self, channels: int, hidden: int, *, filters: int, taps: int, kernels: int
-    ) -> None:
+
+class _LearnedLogits(nn.Module):
+    """A head that gives the same logits for all images."""
+
+    def __init__(self, width: int) -> None:
         super().__init__()
-        self.fc = nn.Conv2d(channels, hidden, 1, bias=False)
-        self.bn = nn.BatchNorm2d(hidden)
-        self.channel_fc = nn.Conv2d(hidden, channels, 1)
-        self.filter_fc = nn.Conv2d(hidden, filters, 1) if filters else None
-        self.spatial_fc = nn.Conv2d(hidden, taps, 1) if taps else None
-        self.kernel_fc = nn.Conv2d(hidden, kernels, 1) if kernels else None
+        self.logits = nn.Parameter(torch.zeros(width))
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        return self.logits.expand(len(hidden), -1)
+
+
+def _head(hidden: int, width: int) -> nn.Module:
+    return nn.Conv2d(hidden, width, 1) if hidden else _LearnedLogits(width)
+
+
+class _Attention(nn.Module):
+    """The network with four heads. A head of width 0 is left out.
+
+    Without hidden channels, the heads are learned numbers.
+    """
+
+    def __init__(self, channels: int, hidden: int, widths: Mapping[str, int]) -> None:
+        super().__init__()
+        self.is_static = not hidden
+        if hidden:
+            self.fc = nn.Conv2d(channels, hidden, 1, bias=False)
+            self.bn = nn.BatchNorm2d(hidden)
+        for name, width in widths.items():
+            setattr(self, f"{name}_fc", _head(hidden, width) if width else None)
 
     def init_weights(self) -> None:
         for module in self.children():
             if isinstance(module, nn.Conv2d):
                 kaiming_init(module)
+            elif isinstance(module, _LearnedLogits):
+                nn.init.zeros_(module.logits)
             else:
                 constant_init(module, 1)
 
-    def sigmoid_heads(self) -> dict[str, nn.Conv2d]:
+    def sigmoid_heads(self) -> dict[str, nn.Module]:
         """The heads whose logits a sigmoid squashes, by name."""
         heads = {name: getattr(self, name) for name in ("channel_fc", "filter_fc", "spatial_fc")}
         return {name: head for name, head in heads.items() if head is not None}
 
     def forward(self, input: Tensor, temperature: Tensor) -> tuple[Factors, Tensor | None]:
         """Computes the factors, and the kernels' shares (N, kernels), for (N, channels, H, W)."""
-        squeezed = pointwise(self.fc, input.mean((2, 3)))
-        hidden = F.relu(self._normalize(squeezed[:, :, None, None])).flatten(1)
+        if self.is_static:
+            hidden = input
+        else:
+            squeezed = pointwise(self.fc, input.mean((2, 3)))
+            hidden = F.relu(self._normalize(squeezed[:, :, None, None])).flatten(1)
 
-        def logits(head: nn.Conv2d) -> Tensor:
-            return pointwise(head, hidden) / temperature
+        def logits(head: Any) -> Tensor:
+            return (head(hidden) if self.is_static else pointwise(head, hidden)) / temperature
 
-        filters, taps, kernels = self.filter_fc, self.spatial_fc, self.kernel_fc
+        channels, filters = self.channel_fc, self.filter_fc
+        taps, kernels = self.spatial_fc, self.kernel_fc
         factors = Factors(
-            channels=logits(self.channel_fc).sigmoid(),
+            channels=None if channels is None else logits(channels).sigmoid(),
             filters=None if filters is None else logits(filters).sigmoid(),
             taps=None if taps is None else logits(taps).sigmoid(),
         )

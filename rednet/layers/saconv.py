@@ -46,10 +46,13 @@ class SAConv2d(StandardizedConv):
             at three times the dilation gets as much more as keeps its center in place.
         dilation: Distance between kernel elements.
         groups: Blocks that the channels are split into.
-        bias: No effect: the context that is added to the output has a bias.
+        bias: Whether to add a bias without context. No effect with context, which has one.
         padding_mode: ``'zeros'``, ``'reflect'``, ``'replicate'`` or ``'circular'``.
         use_deform: Whether both convolutions are deformable. Needs mmcv with its operators, which
             cannot be exported, compiled in one graph or differentiated twice.
+        use_context: Whether the averages of the image are added before and after.
+        use_switch: Whether the two are weighted at each pixel. Otherwise one learned share serves
+            all pixels.
 
     Shape:
         - Input: (N, in_channels, H, W)
@@ -74,17 +77,26 @@ class SAConv2d(StandardizedConv):
         padding_mode: str = "zeros",
         *,
         use_deform: bool = False,
+        use_context: bool = True,
+        use_switch: bool = True,
     ) -> None:
         super().__init__(
             in_channels, out_channels, kernel_size, stride, padding, dilation, groups, padding_mode
         )
-        self.register_parameter("bias", None)
+        own_bias = torch.empty(out_channels) if bias and not use_context else None
+        self.bias = None if own_bias is None else nn.Parameter(own_bias)
         self.use_deform = use_deform
+        self.use_context = use_context
+        self.use_switch = use_switch
         self.deploy = False
         self.weight_diff = nn.Parameter(torch.empty_like(self.weight))
-        self.switch = nn.Conv2d(in_channels, 1, 1, self.stride)
-        self.pre_context = nn.Conv2d(in_channels, in_channels, 1)
-        self.post_context = nn.Conv2d(out_channels, out_channels, 1)
+        if use_switch:
+            self.switch = nn.Conv2d(in_channels, 1, 1, self.stride)
+        else:
+            self.share = nn.Parameter(torch.empty(()))
+        if use_context:
+            self.pre_context = nn.Conv2d(in_channels, in_channels, 1)
+            self.post_context = nn.Conv2d(out_channels, out_channels, 1)
         if use_deform:
             _mmcv_ops()
             coordinates = 2 * self.kernel_size[0] * self.kernel_size[1]
@@ -96,12 +108,13 @@ class SAConv2d(StandardizedConv):
         """``nn.Conv2d``'s initialization for the weight; the rest starts without effect."""
         super().init_weights()
         nn.init.zeros_(self.weight_diff)
-        constant_init(self.switch, 0, bias=1)
-        for context in (self.pre_context, self.post_context):
-            constant_init(context, 0)
-        if self.use_deform:
-            for offset in (self.offset_s, self.offset_l):
-                constant_init(offset, 0)
+        for name in ("pre_context", "post_context", "offset_s", "offset_l"):
+            if hasattr(self, name):
+                constant_init(getattr(self, name), 0)
+        if self.use_switch:
+            constant_init(self.switch, 0, bias=1)
+        else:
+            nn.init.ones_(self.share)
 
     def adapt_plain_state(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
         """The layer computes what the convolution computed."""
@@ -109,9 +122,10 @@ class SAConv2d(StandardizedConv):
         for key, value in standardized_state(state["weight"]).items():
             if key in adapted:
                 adapted[key] = value
-        adapted["switch.bias"] = torch.ones_like(adapted["switch.bias"])
+        share = "switch.bias" if self.use_switch else "share"
+        adapted[share] = torch.ones_like(adapted[share])
         if "bias" in state:
-            adapted["post_context.bias"] = state["bias"]
+            adapted["post_context.bias" if self.use_context else "bias"] = state["bias"]
         return adapted
 
     def kernel(self) -> Tensor:
@@ -129,12 +143,12 @@ class SAConv2d(StandardizedConv):
 
     def convolve_checked(self, input: Tensor) -> Tensor:
         """Computes the output, (N, out_channels, Ho, Wo)."""
-        input = input + self.pre_context(global_average(input))
+        input = self._with_context(input)
         small = self.kernel()
         large = small + self.weight_diff
         if self.use_deform:
             average = self.center(_average_5x5(input))
-            switch = self.switch(average)
+            switch = self.switch(average) if self.use_switch else self.share
             near = self._deformed(input, self.offset_s(average), small, 1)
             far = self._deformed(input, self.offset_l(average), large, ATROUS_RATE)
         else:
@@ -143,6 +157,10 @@ class SAConv2d(StandardizedConv):
             far = self._convolved(input, large, ATROUS_RATE)
         # In place where nothing keeps the operand: fresh memory costs more than the arithmetic.
         output = (switch.to(near.dtype) * near.sub_(far)).add_(far)
+        if not self.use_context:
+            return (
+                output if self.bias is None else output + self.bias.to(output.dtype)[:, None, None]
+            )
         context = self.post_context(global_average(output))
         return output + context if _MEAN_KEEPS_OPERAND else output.add_(context)
 
@@ -156,10 +174,19 @@ class SAConv2d(StandardizedConv):
             (N, 1, Ho, Wo): the share of the convolution at the layer's own dilation in each output
             pixel. The convolution at three times that dilation has the rest, 1 minus the share.
         """
-        return self._switch(input + self.pre_context(global_average(input)))
+        switch = self._switch(self._with_context(input))
+        return switch.expand(len(input), 1, *self.output_size(input.shape[2], input.shape[3]))
+
+    def _with_context(self, input: Tensor) -> Tensor:
+        return input + self.pre_context(global_average(input)) if self.use_context else input
 
     def _switch(self, input: Tensor) -> Tensor:
-        """The switch, (N, 1, Ho, Wo): averaged after the 1 x 1 convolution, over one channel."""
+        """The switch, (N, 1, Ho, Wo): averaged after the 1 x 1 convolution, over one channel.
+
+        One number where a learned share takes its place.
+        """
+        if not self.use_switch:
+            return self.share
         if not is_unmodified(self.switch, nn.Conv2d):
             return self.switch(self.center(_average_5x5(input)))
         projected = F.conv2d(input, self.switch.weight)
@@ -203,7 +230,7 @@ class SAConv2d(StandardizedConv):
     def _load_from_state_dict(
         self, state_dict: dict[str, Tensor], prefix: str, *args: object, **kwargs: object
     ) -> None:
-        if prefix + "weight_diff" in state_dict:
+        if prefix + "weight_diff" in state_dict and self.bias is None:
             state_dict.pop(prefix + "bias", None)
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
 

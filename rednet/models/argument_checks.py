@@ -13,6 +13,8 @@ from rednet.registry import MODELS
 
 OptionalConfig = dict | None
 
+_OF_INVOLUTION = ("group_channels", "reduction_ratio", "norm_cfg", "init_cfg", "padding_mode")
+
 
 def check_one_of(name: str, value: Any, allowed: Collection) -> None:
     """Raises ArgumentError unless ``value`` is one of the ``allowed``."""
@@ -40,6 +42,14 @@ def check_layer_cfg(name: str, cfg: OptionalConfig) -> None:
     with MODELS.switch_scope_and_registry(None) as registry:
         if isinstance(cfg["type"], str) and registry.get(cfg["type"]) is None:
             raise ArgumentError(f"{name}: no layer is registered as {cfg['type']!r}")
+
+
+def check_involution_cfg(cfg: OptionalConfig) -> None:
+    """Raises ArgumentError unless ``cfg`` is None or has arguments of an involution's own."""
+    if cfg is not None and not (isinstance(cfg, dict) and cfg.keys() <= set(_OF_INVOLUTION)):
+        raise ArgumentError(
+            f"involution_cfg must be None or a dict of {', '.join(_OF_INVOLUTION)}, got {cfg!r}"
+        )
 
 
 def check_norm(norm_cfg: dict, channels: int) -> None:

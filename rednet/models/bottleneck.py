@@ -23,6 +23,7 @@ class Bottleneck(BaseModule):
         in_channels: Channels of the input.
         mid_channels: Channels of the involution; the block gives four times as many.
         kernel_size: Kernel size of the involution.
+        involution_cfg: Other arguments of the involution.
         stride: Stride of the block.
         dilation: Dilation of the involution.
         style: ``'pytorch'`` strides in the involution, ``'caffe'`` in the first 1 x 1 convolution.
@@ -41,6 +42,7 @@ class Bottleneck(BaseModule):
         mid_channels: int,
         *,
         kernel_size: int = 7,
+        involution_cfg: OptionalConfig = None,
         stride: int = 1,
         dilation: int = 1,
         style: str = "pytorch",
@@ -67,8 +69,7 @@ class Bottleneck(BaseModule):
             stride=strides[1],
             padding=dilation * (kernel_size - 1) // 2,
             dilation=dilation,
-            bias=False,
-            norm_cfg=norm_cfg,
+            **{"bias": False, "norm_cfg": norm_cfg, **(involution_cfg or {})},
         )
         self.norm2_name = self._add_norm(norm_cfg, mid_channels, 2)
         self.conv3 = build_conv_layer(conv_cfg, mid_channels, out_channels, 1, bias=False)

@@ -15,6 +15,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from rednet.layers.involution import GROUP_CHANNELS, REDUCTION_RATIO, Involution2d
 from rednet.models.argument_checks import (
+    check_involution_cfg,
     check_kernel_size,
     check_layer_cfg,
     check_multiple,
@@ -79,6 +80,8 @@ class RedNet(BaseModule):
             ``norm_eval`` have no effect. If a checkpoint's stem involution has a smaller kernel, it
             is placed in the center of this one's, which then computes the same.
         kernel_size: Kernel size of the involutions in the stages.
+        involution_cfg: Other arguments of the involutions in the stages, such as
+            ``dict(group_channels=4, reduction_ratio=2)``.
         drop_path_rate: Probability that an image skips the residual branch of a block in training
             (stochastic depth).
 
@@ -124,6 +127,7 @@ class RedNet(BaseModule):
         init_cfg: dict | list[dict] | None = None,
         *,
         kernel_size: int = 7,
+        involution_cfg: OptionalConfig = None,
         drop_path_rate: float = 0.0,
     ) -> None:
         # Longer than a function should be: it checks and keeps each argument of the published
@@ -143,6 +147,7 @@ class RedNet(BaseModule):
         check_one_of("style", style, ("pytorch", "caffe"))
         check_layer_cfg("conv_cfg", conv_cfg)
         check_layer_cfg("norm_cfg", norm_cfg)
+        check_involution_cfg(involution_cfg)
         check_probability("drop_path_rate", drop_path_rate)
         self.depth = depth
         self.num_stages = num_stages
@@ -159,6 +164,7 @@ class RedNet(BaseModule):
         self.maxpool = nn.MaxPool2d(kernel_size=3, stride=2, padding=1)
         block_cfg = dict(
             kernel_size=kernel_size,
+            involution_cfg=involution_cfg,
             style=style,
             avg_down=avg_down,
             conv_cfg=conv_cfg,

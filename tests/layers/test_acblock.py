@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from rednet.errors import ArgumentError
 from rednet.layers import ACBlock, acblock
 from tests.layers.cases import randomized
 from tests.tolerances import assert_close
@@ -153,3 +154,29 @@ def test_cropping_reads_only_what_the_square_kernel_reads() -> None:
     expected = F.conv2d(image[..., 1:-1], block.ver_conv.weight)
     torch.testing.assert_close(ver, expected)
     assert ver.isfinite().all()
+
+
+@pytest.mark.parametrize("branches", [["square"], ("hor", "square"), ("square", "ver")])
+def test_branches_can_be_left_out(branches: list[str]) -> None:
+    block = randomized(ACBlock(4, 6, 3, padding=1, branches=branches)).eval()
+    built = {name.partition("_")[0] for name in block.state_dict()}
+    assert built == set(branches)
+    image = torch.randn(2, 4, 15, 17)
+    expected = sum(
+        getattr(block, f"{name}_bn")(getattr(block, f"{name}_conv")(image)) for name in branches
+    )
+    torch.testing.assert_close(block(image), expected, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(block.train()(image).shape, expected.shape)
+    block = randomized(block).eval()
+    expected = block(image)
+    torch.testing.assert_close(block.switch_to_deploy()(image), expected, rtol=1e-4, atol=1e-5)
+    plain = nn.Conv2d(4, 6, 3, padding=1)
+    other = ACBlock(4, 6, 3, padding=1, branches=branches)
+    other.load_state_dict(plain.state_dict())
+    torch.testing.assert_close(other.eval()(image), plain(image), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("branches", [(), ("ver", "hor"), ("square", "diagonal")])
+def test_the_square_branch_stays(branches: tuple[str, ...]) -> None:
+    with pytest.raises(ArgumentError, match="branches must be 'square' and others of"):
+        ACBlock(4, 6, 3, branches=branches)

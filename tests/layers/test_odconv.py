@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 
 import pytest
@@ -7,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from rednet.errors import ArgumentError
 from rednet.layers import ODConv2d
 from tests.layers.cases import randomized
 from tests.tolerances import assert_close
@@ -166,3 +168,62 @@ def test_the_bias_is_added_after_all_attention() -> None:
 def test_a_bad_argument_is_named(arguments: dict, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         ODConv2d(8, 8, 3, **arguments)
+
+
+SUBSETS = [
+    subset
+    for count in range(1, 5)
+    for subset in itertools.combinations(("channel", "filter", "spatial", "kernel"), count)
+]
+
+
+@pytest.mark.parametrize("static", [False, True])
+@pytest.mark.parametrize("attentions", SUBSETS, ids="-".join)
+def test_any_attentions_can_be_left_out(attentions: tuple[str, ...], static: bool) -> None:
+    kernels = 3 if "kernel" in attentions else 1
+    layer = ODConv2d(8, 6, 3, padding=1, kernel_num=kernels, attentions=attentions, static=static)
+    heads = {name.split(".")[1] for name in layer.state_dict() if "_fc" in name}
+    assert heads == {f"{name}_fc" for name in attentions}
+    plain = nn.Conv2d(8, 6, 3, padding=1)
+    layer.load_state_dict(plain.state_dict())
+    image = torch.rand(3, 8, 9, 11)
+    torch.testing.assert_close(layer.eval()(image), plain(image), rtol=1e-4, atol=1e-5)
+    layer = randomized(layer).train()
+    layer.set_temperature(3.0)
+    layer(image).square().sum().backward()
+    assert all(each.grad is not None for each in layer.parameters())
+
+
+def test_filters_alone_are_squeeze_and_excitation() -> None:
+    layer = randomized(ODConv2d(8, 6, 3, padding=1, kernel_num=1, attentions=["filter"])).eval()
+    image, network = torch.rand(3, 8, 9, 11), layer.attention
+    hidden = F.relu(network.bn(network.fc(image.mean((2, 3), keepdim=True))))
+    gates = network.filter_fc(hidden).sigmoid()
+    expected = F.conv2d(image, layer.weight[0], padding=1) * gates + layer.bias[:, None, None]
+    torch.testing.assert_close(layer(image), expected, rtol=1e-4, atol=1e-5)
+
+
+def test_static_attention_is_that_of_no_image() -> None:
+    layer = randomized(ODConv2d(8, 6, 3, padding=1, kernel_num=2, static=True))
+    image, heads = torch.rand(3, 8, 9, 11), layer.attention
+    kernel = torch.einsum("koihw,k->oihw", layer.weight, heads.kernel_fc.logits.softmax(0))
+    kernel = kernel * heads.spatial_fc.logits.sigmoid().view(3, 3)
+    kernel = kernel * heads.channel_fc.logits.sigmoid().view(-1, 1, 1)
+    kernel = kernel * heads.filter_fc.logits.sigmoid().view(-1, 1, 1, 1)
+    expected = F.conv2d(image, kernel, layer.bias, padding=1)
+    torch.testing.assert_close(layer(image), expected, rtol=1e-4, atol=1e-5)
+    assert not any(isinstance(each, nn.BatchNorm2d) for each in layer.modules())
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (dict(attentions=()), "attentions must be one or more of"),
+        (dict(attentions="filter"), "attentions must be one or more of .* got 'filter'"),
+        (dict(attentions=["depth"]), r"attentions must be one or more of .* got \['depth'\]"),
+        (dict(attentions=["filter"]), "kernel_num must be 1 without the attention 'kernel'.*got 4"),
+    ],
+)
+def test_attentions_are_checked(arguments: dict, message: str) -> None:
+    with pytest.raises(ArgumentError, match=message):
+        ODConv2d(8, 6, 3, **arguments)

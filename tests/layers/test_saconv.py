@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from rednet.layers import SAConv2d, conv_aws
+from tests.layers.cases import randomized
 from tests.tolerances import FLOAT16
 
 needs_operators = pytest.mark.skipif(
@@ -222,3 +223,37 @@ def test_deployed_the_kernel_is_standardized_once(use_deform: bool) -> None:
     convolution = nn.Conv2d(4, 6, 3, padding=1)
     deployed.load_state_dict(convolution.state_dict(), strict=True)
     torch.testing.assert_close(deployed(image), convolution(image))
+
+
+@pytest.mark.parametrize("use_deform", [False, True])
+@pytest.mark.parametrize("options", [(False, True), (True, False), (False, False)])
+def test_context_and_switch_can_be_left_out(options: tuple[bool, bool], use_deform: bool) -> None:
+    if use_deform:
+        pytest.importorskip("mmcv.ops")
+    use_context, use_switch = options
+    layer = SAConv2d(
+        4, 6, 3, 2, 1, use_deform=use_deform, use_context=use_context, use_switch=use_switch
+    )
+    names = {name.partition(".")[0] for name in layer.state_dict()}
+    assert ("pre_context" in names, "switch" in names) == options
+    assert ("bias" in names, "share" in names) == (not use_context, not use_switch)
+    plain = nn.Conv2d(4, 6, 3, 2, 1)
+    layer.load_state_dict(plain.state_dict())
+    image = torch.rand(2, 4, 9, 11)
+    torch.testing.assert_close(layer(image), plain(image), rtol=1e-4, atol=1e-5)
+    assert layer.switch_map(image).shape == (2, 1, 5, 6)
+    layer = randomized(layer)
+    layer(image).square().sum().backward()
+    assert all(each.grad is not None for each in layer.parameters())
+
+
+def test_a_share_weights_the_two_dilations() -> None:
+    layer = randomized(
+        SAConv2d(4, 6, 3, padding=1, bias=False, use_context=False, use_switch=False)
+    )
+    image = torch.rand(2, 4, 9, 11)
+    kernel = layer.kernel()
+    near = F.conv2d(image, kernel, padding=1)
+    far = F.conv2d(image, kernel + layer.weight_diff, padding=3, dilation=3)
+    expected = layer.share * near + (1 - layer.share) * far
+    torch.testing.assert_close(layer(image), expected, rtol=1e-4, atol=1e-5)

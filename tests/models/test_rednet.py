@@ -33,8 +33,9 @@ def test_the_order_of_the_arguments() -> None:
         "dilations out_indices style avg_down frozen_stages conv_cfg norm_cfg norm_eval with_cp "
         "zero_init_residual init_cfg"
     )
+    keywords = ["kernel_size", "involution_cfg", "drop_path_rate"]
     parameters = inspect.signature(RedNet).parameters
-    assert list(parameters) == [*order.split(), "kernel_size", "drop_path_rate"]
+    assert list(parameters) == [*order.split(), *keywords]
     assert parameters["kernel_size"].kind is inspect.Parameter.KEYWORD_ONLY
 
 
@@ -323,3 +324,33 @@ def test_gradients_have_the_strides_of_their_parameters(format: torch.memory_for
     ]
     assert differing == []
     pickle.loads(pickle.dumps(model))
+
+
+@pytest.mark.parametrize(
+    ("kernel_size", "involution_cfg"),
+    [
+        (3, dict(group_channels=1)),
+        (5, dict(group_channels=4, reduction_ratio=1)),
+        (9, dict(group_channels=16, reduction_ratio=16)),
+    ],
+)
+def test_the_ablations_of_the_paper_are_arguments(kernel_size: int, involution_cfg: dict) -> None:
+    backbone = RedNet(
+        26,
+        stem_channels=32,
+        base_channels=16,
+        kernel_size=kernel_size,
+        involution_cfg=involution_cfg,
+    )
+    involution = backbone.layer2[0].conv2
+    groups = 32 // involution_cfg["group_channels"]
+    hidden = 32 // involution_cfg.get("reduction_ratio", 4)
+    assert involution.conv2.conv.weight.shape == (kernel_size**2 * groups, hidden, 1, 1)
+    assert backbone.stem[1].group_channels == 16  # the stem's is left alone
+    assert backbone(torch.rand(1, 3, 65, 65))[0].shape == (1, 512, 3, 3)
+
+
+@pytest.mark.parametrize("involution_cfg", [dict(groups=2), dict(reduction=4), 7])
+def test_arguments_of_the_involutions_are_checked(involution_cfg: object) -> None:
+    with pytest.raises(ArgumentError, match="involution_cfg must be None or a dict of .* got"):
+        RedNet(26, involution_cfg=involution_cfg)
