@@ -24,6 +24,7 @@ from rednet.checkpoint.reading import require_weights_only
 from rednet.cli.arguments import config_parser
 from rednet.cli.command import run
 from rednet.cli.config import read_config
+from rednet.cli.failures import setting_up
 from rednet.cli.model import build_model, load_weights, scope_of, with_preprocessor
 from rednet.cli.paths import check_checkpoint, check_output
 from rednet.datasets import LoadImage
@@ -41,7 +42,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     images = {path: load(dict(img_path=path))["img"] for path in args.images}
     if args.out:
         _check_names(args.out, args.images)
-    predictor = _load(args)
+    with setting_up():
+        predictor = _load(args)
     results = {}
     for path, image in images.items():
         sample = predictor.predict(image)

@@ -12,13 +12,16 @@ import mmengine
 from mmengine.config import Config, ConfigDict
 from mmengine.dist import is_main_process
 from mmengine.registry import METRICS
+from mmengine.runner import Runner
 
 from rednet.cli.arguments import add_runner_arguments, config_parser, positive
 from rednet.cli.command import run
 from rednet.cli.config import read_config
+from rednet.cli.config_keys import fields
+from rednet.cli.failures import run_loops, setting_up
 from rednet.cli.model import scope_of
 from rednet.cli.paths import check_checkpoint, check_output
-from rednet.cli.preflight import check_config, fields
+from rednet.cli.preflight import check_config
 from rednet.cli.processes import set_up_cpu_processes
 from rednet.cli.runner import build_runner, set_up_run
 from rednet.engine import WholeCheckpointHook
@@ -44,6 +47,15 @@ SUFFIXES = {"pred": (".pkl", ".pickle"), "metrics": (".json", ".pkl", ".pickle")
 def main(arguments: Sequence[str] | None = None) -> None:
     """Evaluates as the arguments say."""
     args = _parse(arguments)
+    with setting_up():
+        runner, item = _set_up(args)
+    metrics, _ = run_loops(runner, runner.test)
+    if item == "metrics" and is_main_process():
+        mmengine.dump(metrics, args.out)
+
+
+def _set_up(args: argparse.Namespace) -> tuple[Runner, str | None]:
+    """Reads and checks the config; returns the runner, and what is to be saved, if anything."""
     check_checkpoint(args.checkpoint, "the checkpoint")
     config, notes = read_config(args.config, args.cfg_options)
     item = _check_out(args.out, args.out_item, scope_of(config))
@@ -64,9 +76,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if item == "pred":
         dump = dict(type=DUMPS.get(scope_of(config) or "", "DumpResults"))
         runner.test_evaluator.metrics.append(METRICS.build({**dump, "out_file_path": args.out}))
-    metrics = runner.test()
-    if item == "metrics" and is_main_process():
-        mmengine.dump(metrics, args.out)
+    return runner, item
 
 
 def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:

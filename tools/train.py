@@ -14,6 +14,7 @@ from mmengine.runner import Runner
 from rednet.cli.arguments import add_runner_arguments, config_parser
 from rednet.cli.command import run
 from rednet.cli.config import read_config
+from rednet.cli.failures import run_loops, setting_up
 from rednet.cli.paths import check_checkpoint
 from rednet.cli.preflight import check_config
 from rednet.cli.processes import set_up_cpu_processes
@@ -28,6 +29,15 @@ _CHECKPOINT_HOOKS = ("CheckpointHook", "mmengine.CheckpointHook", CheckpointHook
 def main(arguments: Sequence[str] | None = None) -> None:
     """Trains as the arguments say."""
     args = _parse(arguments)
+    with setting_up():
+        runner = _set_up(args)
+    _, begun = run_loops(runner, runner.train)
+    if not begun:
+        runner.logger.warning(_nothing_done(runner))
+
+
+def _set_up(args: argparse.Namespace) -> Runner:
+    """Reads and checks the config, and builds the runner."""
     config, notes = read_config(args.config, args.cfg_options)
     set_up_run(config, args)
     _add_checks(config)
@@ -45,7 +55,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
     set_up_cpu_processes(config)
     runner = build_runner(config, notes)
     _compare_batch_size(runner)
-    runner.train()
+    return runner
+
+
+def _nothing_done(runner: Runner) -> str:
+    """The line for a resumed run that had been trained to its end, or further."""
+    return (
+        f"no iteration was run: {runner.epoch} epochs and {runner.iter} iterations are done, and "
+        f"train_cfg is {dict(runner.cfg.train_cfg)}"
+    )
 
 
 def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:

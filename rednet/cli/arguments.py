@@ -11,6 +11,7 @@ from mmengine.config import DictAction
 
 from rednet.errors import UserError
 
+TRACEBACK = "--traceback"
 DEFAULT_SIZE = (224, 224)
 DEFAULT_SIZES = {"mmdet": (800, 1280), "mmseg": (1024, 2048)}
 
@@ -104,7 +105,7 @@ def config_parser(description: str | None) -> argparse.ArgumentParser:
 
 
 def add_config_options(parser: argparse.ArgumentParser) -> None:
-    """Adds ``--cfg-options``."""
+    """Adds ``--cfg-options`` and ``--traceback``."""
     parser.add_argument(
         "--cfg-options",
         nargs="+",
@@ -112,6 +113,8 @@ def add_config_options(parser: argparse.ArgumentParser) -> None:
         metavar="KEY=VALUE",
         help="change fields of the config: a.b=1 list='[1,2]' pair='(1,2)' text=x",
     )
+    # rednet.cli.command.run looks for it itself: an error may come from reading the arguments.
+    parser.add_argument(TRACEBACK, action="store_true", help="print the traceback of an error")
 
 
 def add_runner_arguments(parser: argparse.ArgumentParser) -> None:

@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import gc
+import os
 import sys
+import tempfile
+import traceback
 from collections.abc import Callable, Sequence
 
 import torch.distributed as dist
 
+from rednet.cli.arguments import TRACEBACK
+from rednet.cli.processes import first_to_fail
 from rednet.errors import UserError
 
 USER_ERROR = 2
@@ -18,6 +23,8 @@ def run(
 ) -> int:
     """Runs a command. A user error becomes one line on stderr.
 
+    The line names a file with the traceback if the error was an exception of another library; with
+    ``--traceback`` the traceback is printed instead. Of several processes, one writes the line.
     Every other exception passes through with its traceback.
 
     Args:
@@ -30,11 +37,32 @@ def run(
     try:
         main(arguments)
     except UserError as error:
-        print(f"error: {_message(error)}", file=sys.stderr)
+        if first_to_fail():
+            _tell(error, TRACEBACK in (sys.argv[1:] if arguments is None else arguments))
         return USER_ERROR
     if dist.is_available() and dist.is_initialized():
         _leave_process_group()
     return 0
+
+
+def _tell(error: UserError, with_traceback: bool) -> None:
+    line = f"error: {' '.join(_message(error).split())}"
+    if with_traceback:
+        traceback.print_exception(error)
+    elif error.__cause__ is not None and not isinstance(error.__cause__, UserError):
+        line += _written(error)
+    print(line, file=sys.stderr)
+
+
+def _written(error: UserError) -> str:
+    """Writes the traceback; returns the end of the line, which names the file."""
+    try:
+        handle, path = tempfile.mkstemp(prefix="rednet-traceback-", suffix=".txt")
+        with os.fdopen(handle, "w") as file:
+            traceback.print_exception(error, file=file)
+    except OSError:  # such as a full disk, which may be what the line is about
+        return f" ({TRACEBACK} prints the traceback)"
+    return f" (traceback: {path})"
 
 
 def _leave_process_group() -> None:

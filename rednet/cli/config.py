@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import inspect
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from pathlib import Path
@@ -26,15 +25,20 @@ from mmengine.runner import EpochBasedTrainLoop, IterBasedTrainLoop, Runner
 from mmengine.utils import import_modules_from_strings
 from torch.utils.data import DataLoader
 
+from rednet.cli.config_file import read_file
+from rednet.cli.config_keys import LOADERS, fields
+from rednet.cli.failures import text_for_number
+from rednet.cli.suggestions import did_you_mean
 from rednet.errors import UserError
 
-LOADERS = ("train_dataloader", "val_dataloader", "test_dataloader")
 # The loaders whose change of data_root each loader follows, nearest first.
 LEADERS = {
     "val_dataloader": ("train_dataloader",),
     "test_dataloader": ("val_dataloader", "train_dataloader"),
 }
 EVALUATORS = {"val_dataloader": "val_evaluator", "test_dataloader": "test_evaluator"}
+
+DEFAULT_HOOKS = ("runtime_info", "timer", "sampler_seed", "logger", "param_scheduler", "checkpoint")
 
 # Fields that mmengine and the commands read, besides the arguments of the runner.
 OTHER_FIELDS = (
@@ -49,6 +53,8 @@ OTHER_FIELDS = (
     "tta_model",
     "tta_pipeline",
 )
+# Variables of many configs whose names resemble those of fields.
+VARIABLES = ("models", "test_pipeline", "train_pipeline", "val_pipeline")
 # The registry in which the types of a field are registered.
 REGISTRIES: dict[str, Registry] = {
     "model": MODELS,
@@ -89,7 +95,8 @@ def read_config(path: str, options: Mapping[str, Any] | None = None) -> tuple[Co
     """
     if not Path(path).is_file():
         raise UserError(f"there is no config file {path}{_similar_configs(path)}")
-    config = Config.fromfile(path)
+    config = read_file(path)
+    check_fields(config)
     if not options:
         return config, []
     original = Config(config.to_dict())
@@ -114,12 +121,7 @@ def _import_modules(config: Config) -> None:
 def _similar_configs(path: str) -> str:
     folder = next(each for each in (*Path(path).parents, Path()) if each.is_dir())
     found = [str(each) for each in folder.glob("**/*.py") if "_base_" not in each.parts]
-    return _meant(path, found, cutoff=0.5)
-
-
-def _meant(name: str, candidates: Iterable[str], cutoff: float = 0.6) -> str:
-    similar = difflib.get_close_matches(name, list(candidates), n=3, cutoff=cutoff)
-    return f"; did you mean {' or '.join(similar)}?" if similar else ""
+    return did_you_mean(path, found, cutoff=0.5)
 
 
 def import_rednet(config: Config) -> None:
@@ -141,6 +143,43 @@ def import_rednet(config: Config) -> None:
 # ---- keys
 
 
+def check_fields(config: Config) -> None:
+    """Refuses a top-level field or default hook whose name is that of another one, misspelt.
+
+    Raises:
+        UserError: With the names that it may have been meant as.
+    """
+    known = _fields(config.get("runner_type", "Runner"))
+    hooks = config.get("default_hooks")
+    names: list[tuple[str, str, Collection[str]]]
+    names = [("", name, known) for name in config if name not in VARIABLES]
+    names += [("default_hooks.", name, DEFAULT_HOOKS) for name in hooks or ()]
+    for parent, name, candidates in names:
+        advice = did_you_mean(name, candidates, cutoff=0.88)
+        if name not in candidates and advice:
+            raise UserError(f"config {config.filename}: nothing reads {parent}{name}{advice}")
+
+
+def check_numbers(config: Config) -> None:
+    """Refuses a text where a class expects a number, which may fail only during the training.
+
+    Raises:
+        UserError: With the key and its value.
+    """
+    for key, node in fields(dict(config.items()), ""):
+        parents = key.split(".")
+        if not isinstance(node, Mapping):
+            continue
+        constructor = _constructor(parents, node, config.get("default_scope"))
+        name = text_for_number(node, constructor)
+        if name is not None:
+            raise UserError(f"{key}.{name} must be a number, got {node[name]!r}")
+    for name in ("max_epochs", "max_iters"):
+        limit = (config.get("train_cfg") or {}).get(name)
+        if isinstance(limit, (int, float)) and limit < 1:
+            raise UserError(f"train_cfg.{name} must be at least 1, got {limit}")
+
+
 def check_option_keys(original: Config, config: Config, options: Collection[str]) -> None:
     """Refuses a key that nothing would read.
 
@@ -158,15 +197,15 @@ def check_option_keys(original: Config, config: Config, options: Collection[str]
         UserError: If a key fails, with the names that it may have been meant as.
     """
     before, after = original.to_dict(), config.to_dict()
-    fields = _fields(after.get("runner_type", "Runner"))
+    known = _fields(after.get("runner_type", "Runner"))
     for key in options:
         parts = key.split(".")
         head = parts[0]
-        if head not in fields:
+        if head not in known:
             advice = (
                 "; change the fields that the file makes from it"
                 if head in before
-                else _meant(head, fields)
+                else did_you_mean(head, known)
             )
             raise UserError(f"--cfg-options {key}: nothing reads the field {head!r}{advice}")
         for depth in range(1, len(parts)):
@@ -187,7 +226,9 @@ def _check_part(key: str, depth: int, before: Mapping, after: Mapping) -> None:
     unread = [each for each in new if each not in trusted and each not in allowed]
     parent = ".".join(parents)
     if name in unread:
-        raise UserError(f"--cfg-options {key}: {parent} has no {name!r}{_meant(name, allowed)}")
+        raise UserError(
+            f"--cfg-options {key}: {parent} has no {name!r}{did_you_mean(name, allowed)}"
+        )
     left = [repr(each) for each in unread if each in old]
     if left:
         raise UserError(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from copy import deepcopy
 from typing import Any
 
@@ -10,6 +11,7 @@ from mmengine.registry import MODELS, init_default_scope
 from mmengine.runner import load_checkpoint
 from torch import nn
 
+from rednet.cli.failures import setting_up
 from rednet.cli.preflight import check_pretrained, check_scope
 from rednet.errors import UserError
 from rednet.layers.base import ConvLayer
@@ -21,14 +23,31 @@ def build_model(config: Config) -> nn.Module:
     """Builds the model of a config in the scope of the library that the config names.
 
     Raises:
-        MissingDependencyError: If that library is not installed.
-        UserError: If the backbone does not accept mmseg's ``model.pretrained``.
+        UserError: If that library is not installed or the model cannot be built.
     """
-    scope = scope_of(config)
-    check_scope(scope)
-    init_default_scope(scope or "mmengine")
-    check_pretrained(config)
-    return MODELS.build(config.model)
+    with setting_up():
+        require_model(config)
+        scope = scope_of(config)
+        check_scope(scope)
+        init_default_scope(scope or "mmengine")
+        check_pretrained(config)
+        return MODELS.build(config.model)
+
+
+def require_model(config: Config, *parts: str) -> None:
+    """Checks that a config has a model, and the model the parts that are needed.
+
+    Raises:
+        UserError: If one is missing or not a dict.
+    """
+    node: Any = config
+    for depth, part in enumerate(("model", *parts)):
+        node = node.get(part)
+        if not isinstance(node, Mapping):
+            key = ".".join(("model", *parts)[: depth + 1])
+            raise UserError(f"config {config.filename}: {key} must be a dict, got {node!r}")
+    if "type" not in config.model:
+        raise UserError(f"config {config.filename}: model has no type")
 
 
 def scope_of(config: Config) -> str | None:
@@ -38,7 +57,8 @@ def scope_of(config: Config) -> str | None:
     tells.
     """
     scope = config.get("default_scope")
-    kind = (config.get("model") or {}).get("type")
+    model = config.get("model")
+    kind = model.get("type") if isinstance(model, Mapping) else None
     if scope is not None or kind is None:
         return scope
     path = kind if isinstance(kind, str) else kind.__module__
@@ -56,6 +76,7 @@ def image_channels(model: nn.Module) -> int:
 
 def with_preprocessor(config: Config) -> Config:
     """A copy whose model has the data preprocessor, which mmpretrain's configs keep apart."""
+    require_model(config)
     config = deepcopy(config)  # building changes it
     if "data_preprocessor" in config:
         config.model.setdefault("data_preprocessor", config.data_preprocessor)
@@ -69,6 +90,7 @@ def build_with_stem(config: Config, stem_kernel_size: int | None) -> nn.Module:
         config: The config. It is changed if its backbone is a RedNet.
         stem_kernel_size: Kernel size of the stem's involution, or None to keep the config's.
     """
+    require_model(config, "backbone")
     backbone = config.model.backbone
     if stem_kernel_size is not None and backbone.get("type") == "RedNet":
         backbone.stem_kernel_size = stem_kernel_size

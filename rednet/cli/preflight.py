@@ -6,7 +6,7 @@ import importlib.util
 import inspect
 import os
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ from mmengine.dataset import BaseDataset
 from mmengine.registry import DATASETS, MODELS
 
 from rednet.cli.config import dataset_configs
+from rednet.cli.config_keys import fields
 from rednet.cli.paths import check_checkpoint
 from rednet.errors import MissingDependencyError, UserError, first_names
 from rednet.mmcv_ops.installation import import_operators, import_torchvision, notes_on_mmcv
@@ -165,21 +166,6 @@ def _check_checkpoints(config: Config) -> None:
     for key, path in {"load_from": config.get("load_from"), **named}.items():
         if path:
             check_checkpoint(path, key)
-
-
-def fields(node: Any, key: str) -> Iterator[tuple[str, Any]]:
-    """Every field below a node of a config with its dotted key, parents first.
-
-    Args:
-        node: A dict or list. Other values have no fields.
-        key: The node's own key.
-    """
-    parts: Iterable = node.items() if isinstance(node, Mapping) else ()
-    if isinstance(node, (list, tuple)):
-        parts = enumerate(node)
-    for name, value in parts:
-        yield f"{key}.{name}", value
-        yield from fields(value, f"{key}.{name}")
 
 
 # ---- classes

@@ -14,15 +14,24 @@ from mmengine.registry import RUNNERS
 from mmengine.runner import Runner
 
 from rednet.checkpoint.reading import require_weights_only
-from rednet.cli.config import LOADERS, import_rednet
+from rednet.cli.config import check_numbers, import_rednet
+from rednet.cli.config_keys import LOADERS
+from rednet.cli.model import require_model
 from rednet.cli.paths import check_output
+from rednet.cli.preflight import check_scope
+from rednet.errors import UserError
 
 
 def set_up_run(config: Config, arguments: argparse.Namespace) -> None:
     """Applies the arguments of :func:`add_runner_arguments` to a config."""
     os.environ.setdefault("LOCAL_RANK", str(arguments.local_rank))
     require_weights_only()
+    require_model(config)
+    check_scope(config.get("default_scope"))
+    check_numbers(config)
     config.launcher = arguments.launcher
+    if arguments.work_dir == "":
+        raise UserError("--work-dir must name a folder, got ''")
     if arguments.work_dir is not None:
         config.work_dir = arguments.work_dir
     elif config.get("work_dir") is None:

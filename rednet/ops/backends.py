@@ -16,6 +16,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from rednet.errors import ArgumentError
 from rednet.ops.dtypes import SUPPORTED_DTYPES
 from rednet.ops.geometry import Geometry, IntOrPair, Pair, pair
 
@@ -193,7 +194,7 @@ def select_backend(problem: Problem) -> Backend:
     """The backend that computes a problem.
 
     Raises:
-        ValueError: If ``REDNET_BACKEND`` names no backend.
+        ArgumentError: If ``REDNET_BACKEND`` names no backend.
         RuntimeError: If the forced backend does not support the problem.
     """
     forced = _forced or os.environ.get(ENVIRONMENT_VARIABLE)
@@ -204,7 +205,7 @@ def select_backend(problem: Problem) -> Backend:
 
 def _named(name: str, argument: str) -> Backend:
     if name not in _BACKENDS:
-        raise ValueError(f"{argument} must be one of {sorted(_BACKENDS)}, got {name!r}")
+        raise ArgumentError(f"{argument} must be one of {sorted(_BACKENDS)}, got {name!r}")
     return _BACKENDS[name]
 
 

@@ -9,7 +9,8 @@ import pytest
 from mmengine.config import Config
 
 from rednet.cli.config import read_config
-from rednet.cli.preflight import check_classes, check_config, check_scope, fields
+from rednet.cli.config_keys import fields
+from rednet.cli.preflight import check_classes, check_config, check_scope
 from rednet.errors import MissingDependencyError, UserError
 from tests.image_folder import CLASSES, write_image_folder
 

@@ -203,7 +203,7 @@ def test_a_corrupt_image(refused: Callable[..., str], tmp_path: Path, workers: i
 
 def test_an_unknown_depth(refused: Callable[..., str], folder: Path) -> None:
     line = refused(model__backbone__depth=27, **data(folder))
-    assert line == "error: depth must be one of (26, 38, 50, 101, 152), got 27"
+    assert line == "error: model.backbone: depth must be one of (26, 38, 50, 101, 152), got 27"
 
 
 def test_an_unknown_config(refused: Callable[..., str]) -> None:

@@ -1,0 +1,119 @@
+"""Finding the part of a config that was being built when an exception was raised."""
+
+from __future__ import annotations
+
+import inspect
+import traceback
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from types import FrameType
+from typing import Any
+
+from mmengine.config import Config
+from mmengine.registry import Registry
+
+LOADERS = ("train_dataloader", "val_dataloader", "test_dataloader")
+
+
+@dataclass(frozen=True)
+class Place:
+    """A dict or list of a config.
+
+    Attributes:
+        key: Its dotted key.
+        node: Its value in the config.
+        constructor: The class or function that was called with it, if one was found.
+        registry: The registry in which its type was looked for, if it was.
+    """
+
+    key: str
+    node: Any
+    constructor: Any = None
+    registry: Registry | None = None
+
+
+def frames_of(error: BaseException) -> list[FrameType]:
+    """The frames that an exception passed, the outermost first."""
+    return [frame for frame, _ in traceback.walk_tb(error.__traceback__)]
+
+
+def config_of(frames: list[FrameType]) -> Config | None:
+    """The config that the frames work with: the first among their local variables."""
+    values = (value for frame in frames for value in frame.f_locals.values())
+    return next((value for value in values if isinstance(value, Config)), None)
+
+
+def find_place(frames: list[FrameType], config: Config) -> Place | None:
+    """Finds the innermost part of the config that a function of mmengine was building.
+
+    mmengine hands on copies to which it and the libraries add keys, so parts are compared by value.
+    """
+    root = dict(config.items())
+    place = Place("", root)
+    for frame in frames:
+        for value in _built(frame):
+            key, node = _locate(value, place) or _locate(value, Place("", root)) or (None, None)
+            if key is not None:
+                known = frame.f_locals
+                place = Place(key, node, known.get("obj_cls"), _registry(known.get("registry")))
+    return place if place.key else None
+
+
+def fields(node: Any, key: str) -> Iterator[tuple[str, Any]]:
+    """Every field below a node of a config with its dotted key, parents first.
+
+    Args:
+        node: A dict or list. Other values have no fields.
+        key: The node's own key; the root's is empty.
+    """
+    parts: Any = node.items() if isinstance(node, Mapping) else ()
+    if isinstance(node, (list, tuple)):
+        parts = enumerate(node)
+    for name, value in parts:
+        inner = f"{key}.{name}" if key else str(name)
+        yield inner, value
+        yield from fields(value, inner)
+
+
+def _built(frame: FrameType) -> list[Any]:
+    """The dicts and lists that a function of mmengine got in order to build something."""
+    code = frame.f_code
+    module = frame.f_globals.get("__name__", "")
+    if not module.startswith("mmengine.") or code.co_name in ("__init__", "from_cfg"):
+        return []
+    names = inspect.getargs(code).args
+    values = [frame.f_locals.get(name) for name in names]
+    return [each for each in values if isinstance(each, (Mapping, list, tuple)) and each]
+
+
+def _locate(value: Any, place: Place) -> tuple[str, Any] | None:
+    """The part below a place with which a value has most in common."""
+    parts = [*fields(place.node, place.key), *([(place.key, place.node)] if place.key else [])]
+    scores = [(_likeness(value, node), key, node) for key, node in parts]
+    score, key, node = max(scores, key=lambda each: each[0], default=(0, "", None))
+    return (key, node) if score else None
+
+
+def _likeness(value: Any, node: Any) -> int:
+    """How many items of a node are in a value; 0 if the value was not made from the node.
+
+    Both need the same type, because what a function got may have changed in other items. Without
+    one, all items have to be there.
+    """
+    if not isinstance(node, (Mapping, list, tuple)) or not node:
+        return 0
+    if not (isinstance(value, Mapping) and isinstance(node, Mapping)):
+        return len(node) if type(value) is type(node) and value == node else 0
+    if node.get("type") != value.get("type"):
+        return 0
+    equal = sum(key in value and _equal(value[key], each) for key, each in node.items())
+    return equal if "type" in node or equal == len(node) else 0
+
+
+def _equal(one: Any, other: Any) -> bool:
+    """Whether two fields are equal; arrays and tensors, which have no single answer, are not."""
+    return isinstance(one, type(other)) and one.__eq__(other) is True
+
+
+def _registry(value: Any) -> Registry | None:
+    return value if isinstance(value, Registry) else None
