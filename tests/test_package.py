@@ -302,7 +302,15 @@ def test_wheel_metadata(metadata: Message) -> None:
     assert metadata["Version"] == importlib.import_module("rednet").__version__
     assert "Apache-2.0" in (metadata["License"] or metadata["License-Expression"])
     assert metadata["Requires-Python"] in ("<3.14,>=3.10", ">=3.10,<3.14")
-    extras = {"classification", "cuda12", "cuda13", "detection", "development", "docs"}
+    extras = {
+        "classification",
+        "cuda12",
+        "cuda13",
+        "detection",
+        "development",
+        "conversion",
+        "docs",
+    }
     assert set(metadata.get_all("Provides-Extra")) == {*extras, "export", "segmentation", "tests"}
 
 

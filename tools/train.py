@@ -15,6 +15,7 @@ from rednet.cli.arguments import add_runner_arguments, config_parser
 from rednet.cli.command import run
 from rednet.cli.config import read_config
 from rednet.cli.failures import run_loops, setting_up
+from rednet.cli.images import check_images
 from rednet.cli.paths import check_checkpoint
 from rednet.cli.preflight import check_config
 from rednet.cli.processes import set_up_cpu_processes
@@ -51,7 +52,10 @@ def _set_up(args: argparse.Namespace) -> Runner:
     if args.resume is not None:
         notes += _resume(config, args.resume)
     loaders = ["train_dataloader", "val_dataloader"]
-    notes += check_config(config, [name for name in loaders if config.get(name)])
+    loaders = [name for name in loaders if config.get(name)]
+    notes += check_config(config, loaders)
+    if args.check_data:
+        check_images(config, loaders)
     set_up_cpu_processes(config)
     runner = build_runner(config, notes)
     _compare_batch_size(runner)
@@ -81,6 +85,7 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         help="scale the learning rate by batch size / auto_scale_lr.base_batch_size",
     )
     parser.add_argument("--no-validate", action="store_true", help="train without validation")
+    parser.add_argument("--check-data", action="store_true", help="open every image first")
     add_runner_arguments(parser)
     return parser.parse_args(arguments)
 

@@ -14,6 +14,7 @@ from mmengine.config import Config
 from mmengine.dataset import BaseDataset
 from mmengine.registry import DATASETS, MODELS
 
+from rednet.cli.coco import check_coco
 from rednet.cli.config import dataset_configs
 from rednet.cli.config_keys import fields
 from rednet.cli.paths import check_checkpoint
@@ -48,19 +49,22 @@ def check_config(config: Config, loaders: Sequence[str]) -> list[str]:
     check_scope(scope)
     check_pretrained(config)
     folders = {}
+    coco_notes: list[str] = []
     for loader in loaders:
         for dataset in dataset_configs(config, loader):
             lazy = _build_lazily(dataset, scope)
             if lazy is None:
                 continue
             _check_paths(loader, lazy)
+            if scope == "mmdet" and str(lazy.ann_file).endswith(".json"):
+                coco_notes += _check_coco(loader, lazy, config)
             if scope == "mmseg":
                 _check_pixel_classes(loader, lazy, config)
             if _has_class_folders(lazy, scope):
                 folders[loader] = _class_folders(loader, lazy)
     if "train_dataloader" in loaders:
         _check_checkpoints(config)
-    notes = [*notes_on_mmcv(), *check_classes(folders, _head_classes(config))]
+    notes = [*notes_on_mmcv(), *coco_notes, *check_classes(folders, _head_classes(config))]
     return notes + _limit_topk(config)
 
 
@@ -246,6 +250,25 @@ def check_classes(
         f"{first} holds {found} class folders, and model.head.num_classes is {head_classes}: "
         f"{head_classes - found} outputs stay unused; {advice} makes the head fit"
     ]
+
+
+def _check_coco(loader: str, dataset: Any, config: Config) -> list[str]:
+    """Checks a data set of COCO's format, and that every class is an output of the heads."""
+    from mmdet.datasets import CocoDataset
+
+    classes = dataset.metainfo.get("classes") or ()
+    if not isinstance(dataset, CocoDataset) or not classes or isinstance(classes, str):
+        return []
+    notes = check_coco(dataset.ann_file, classes)
+    for key, outputs in fields(config.get("model"), "model"):
+        if not key.endswith("_head.num_classes") or "rpn_head" in key or outputs == len(classes):
+            continue
+        line = f"{loader} has {len(classes)} classes, and {key} is {outputs}"
+        advice = f"--cfg-options {key}={len(classes)} makes the head fit"
+        if outputs < len(classes):
+            raise UserError(f"{line}: {advice}")
+        notes.append(f"{line}: {outputs - len(classes)} outputs stay unused; {advice}")
+    return notes
 
 
 def _check_pixel_classes(loader: str, dataset: Any, config: Config) -> None:

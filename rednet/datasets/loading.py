@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import os
 from typing import Any
 
 from mmcv.transforms import LoadImageFromFile
-from PIL import UnidentifiedImageError
+from PIL import Image, UnidentifiedImageError
 
 from rednet.errors import ImageError
 from rednet.registry import TRANSFORMS
+
+_WIDE = (".png", ".tif", ".tiff")
 
 
 @TRANSFORMS.register_module()
@@ -28,6 +31,8 @@ class LoadImage(LoadImageFromFile):
 
     def __init__(self, imdecode_backend: str = "pillow", **kwargs: Any) -> None:
         super().__init__(imdecode_backend=imdecode_backend, **kwargs)
+        # Pillow clips gray values of 16 bits at 255; OpenCV keeps their upper 8 bits.
+        self._wide = LoadImageFromFile(imdecode_backend="cv2", **kwargs)
 
     def transform(self, results: dict) -> dict | None:
         """Reads ``img_path`` into ``img`` (uint8, (H, W, 3), BGR), ``img_shape``, ``ori_shape``.
@@ -37,11 +42,21 @@ class LoadImage(LoadImageFromFile):
         if "img" in results and "img_path" not in results:
             return results
         try:
+            if self.imdecode_backend == "pillow" and _has_wide_gray(results["img_path"]):
+                return self._wide.transform(results)
             return super().transform(results)
         except OSError as error:  # from the file system and from Pillow
             raise ImageError(
                 f"cannot read image {results['img_path']}: {_reason(error)}; replace or remove it"
             ) from error
+
+
+def _has_wide_gray(path: str) -> bool:
+    """Whether a local file is a gray image of more than 8 bits, which PNG and TIFF may be."""
+    if not str(path).lower().endswith(_WIDE) or not os.path.isfile(path):
+        return False
+    with Image.open(path) as image:
+        return image.mode.startswith("I")
 
 
 def _reason(error: OSError) -> str:

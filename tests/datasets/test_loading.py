@@ -52,3 +52,10 @@ def test_a_broken_file_is_named(tmp_path: Path, kind: str) -> None:
 def test_a_missing_file_is_named(tmp_path: Path) -> None:
     with pytest.raises(ImageError, match="missing.jpg: no such file"):
         load(tmp_path / "missing.jpg")
+
+
+def test_gray_values_of_16_bits_keep_their_upper_8(tmp_path: Path) -> None:
+    path = tmp_path / "wide.png"
+    cv2.imwrite(str(path), np.full((4, 5), 125 * 256 + 7, np.uint16))
+    image = load(path)["img"]
+    assert image.shape == (4, 5, 3) and image.dtype == np.uint8 and (image == 125).all()

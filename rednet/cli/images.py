@@ -1,0 +1,51 @@
+"""Opening every image before a training, for ``--check-data``."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from mmengine.config import Config
+from mmengine.registry import DATASETS, TRANSFORMS
+from mmengine.utils import track_iter_progress
+
+from rednet.cli.config import dataset_configs
+from rednet.errors import ImageError, UserError
+
+_SHOWN = 3
+
+
+def check_images(config: Config, loaders: Sequence[str]) -> None:
+    """Opens every image of the loaders, with a progress bar.
+
+    Raises:
+        UserError: If some cannot be read or have another size than the annotations say, with their
+            number and the first ones.
+    """
+    for loader in loaders:
+        for dataset in dataset_configs(config, loader):
+            samples = _samples(dataset, config.get("default_scope"))
+            problems = [each for each in map(_problem, track_iter_progress(samples)) if each]
+            if problems:
+                shown = "; ".join(problems[:_SHOWN])
+                raise UserError(f"{loader}: {len(problems)} of {len(samples)} images: {shown}")
+
+
+def _samples(config: Any, scope: str | None) -> list[dict[str, Any]]:
+    """What a data set knows about each sample that has an image file."""
+    with DATASETS.switch_scope_and_registry(scope) as registry:
+        dataset = registry.build({**config, "pipeline": []})
+    samples = (dataset.get_data_info(index) for index in range(len(dataset)))
+    return [each for each in samples if each.get("img_path")]
+
+
+def _problem(sample: dict[str, Any]) -> str | None:
+    load = TRANSFORMS.build(dict(type="LoadImage"))
+    try:
+        height, width = load(dict(img_path=sample["img_path"]))["img"].shape[:2]
+    except ImageError as error:
+        return str(error)
+    expected = (sample.get("height", height), sample.get("width", width))
+    if expected != (height, width):
+        return f"{sample['img_path']} is {height} x {width}, its annotations say {expected}"
+    return None
