@@ -9,6 +9,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from rednet.cli import launch
+
 ROOT = Path(__file__).resolve().parents[2]
 CONFIG = str(ROOT / "configs/demo/rednet26_digits.py")
 SHORT = [
@@ -85,3 +87,22 @@ def test_help_is_printed_and_nothing_started(script: str, tmp_path: Path) -> Non
     assert done.returncode == 0 and not done.stderr
     assert f"tools/{script} " in done.stdout and "PYTHON" in done.stdout
     assert "set -euo" not in done.stdout
+
+
+def test_two_processes_that_fail_write_one_line(tmp_path: Path) -> None:
+    pytest.importorskip("mmpretrain")
+    wrong = ["--work-dir", str(tmp_path), "--cfg-options", "model.backbone.type=RedNt"]
+    done = call(tmp_path, "dist_train.sh", CONFIG, "2", *wrong)
+    assert done.returncode == 2
+    assert done.stderr.count("error: ") == 1 and "Traceback" not in done.stderr
+    assert "model.backbone.type='RedNt' is not a registered model" in done.stderr
+
+
+def test_a_port_in_use_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with socket.socket() as taken:
+        taken.bind(("", 0))
+        taken.listen()
+        port = f"--master_port={taken.getsockname()[1]}"
+        one = ["--nnodes=1", "--nproc_per_node=1", "--master_addr=127.0.0.1", port]
+        assert launch.main([*one, str(tmp_path / "never_run.py")]) == 2
+    assert "is in use: set PORT to a free one" in capsys.readouterr().err
