@@ -9,6 +9,7 @@ model = dict(
         depth=18,
         stem_channels=18,
         base_channels=18,
+        zero_init_residual=False,
         out_indices=(0, 1, 2, 3),
     ),
     neck=dict(in_channels=[18, 36, 72, 144]),
