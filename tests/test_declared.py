@@ -56,3 +56,15 @@ def test_imports_are_declared() -> None:
                 names = [KNOWN[module]] if module in KNOWN else distributions.get(module, [module])
                 found = {each.lower().replace("_", "-") for each in names}
                 assert found & available, f"{path} imports {module}, which setup.cfg does not name"
+
+
+def test_the_lock_file_has_the_pins_of_the_requirements() -> None:
+    """`uv pip compile requirements.txt --generate-hashes --python-version 3.11` writes it."""
+    lock = (ROOT / "requirements" / "lock.txt").read_text()
+    locked = set(re.findall(r"^(\S+==\S+) \\$", lock, re.M))
+    entries = re.split(r"^(?=\S+==)", lock, flags=re.M)[1:]
+    assert len(entries) == len(locked) and all("--hash=sha256:" in each for each in entries)
+    for line in (ROOT / "requirements.txt").read_text().splitlines():
+        pin, _, marker = line.partition(";")
+        if "==" in pin and '<"' not in marker.replace(" ", ""):
+            assert pin.strip() in locked, f"{pin} is not in requirements/lock.txt"
