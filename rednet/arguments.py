@@ -9,7 +9,7 @@ from rednet.errors import ArgumentError
 
 
 def is_positive_int(value: object) -> bool:
-    """Whether ``value`` is an int of at least 1; True is none."""
+    """Whether ``value`` is an int of at least 1; True does not count as one."""
     return _is_int(value) and value >= 1
 
 

@@ -126,6 +126,9 @@ KNOWS = {
     "cli": {"cli", "mmcv_ops", "deploy", "models", "checkpoint", "layers", "ops"} | BASE,
 }
 
+# Lines of a file, and of a function without its signature and docstring.
+FILE_LINES, FUNCTION_LINES = 400, 40
+
 OPTIONAL = ("cupy", "matplotlib", "mmdet", "mmpretrain", "mmseg", "sklearn")
 # None in sys.modules is how Python marks a module that cannot be imported.
 IMPORT_WITHOUT_OPTIONAL = f"""
@@ -200,6 +203,22 @@ def _imported_parts(code: ast.AST) -> Iterator[str]:
 def test_imports_run_one_way(folder: str) -> None:
     for file in (ROOT / "rednet" / folder).rglob("*.py"):
         assert {*_imported_parts(ast.parse(file.read_text()))} <= KNOWS[folder], file
+
+
+@pytest.mark.parametrize("folder", ["rednet", "tools", "tests", "docs"])
+def test_files_and_functions_are_short(folder: str) -> None:
+    for file in (ROOT / folder).rglob("*.py"):
+        text = file.read_text()
+        assert len(text.splitlines()) <= FILE_LINES, file
+        for node in ast.walk(ast.parse(text)):
+            if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+                assert _body_lines(node) <= FUNCTION_LINES, (file, node.name)
+
+
+def _body_lines(function: ast.FunctionDef | ast.AsyncFunctionDef) -> int:
+    documented = ast.get_docstring(function) is not None and len(function.body) > 1
+    first = function.body[1 if documented else 0]
+    return (function.end_lineno or 0) - first.lineno + 1
 
 
 @pytest.mark.parametrize(

@@ -34,7 +34,7 @@ CROWD_SHARE = 0.1
 LARGEST_TURN = 12.0  # degrees
 ATTEMPTS = 20
 JPEG_QUALITY = 95
-BACKGROUND, IGNORED = 0, 255  # labels of a class map beside those of the digits
+BACKGROUND, IGNORED = 0, 255  # labels of a class map besides those of the digits
 # Polygons are traced on a grid that is finer than the pixels by this factor.
 TRACE_SCALE = 4
 

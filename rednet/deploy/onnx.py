@@ -1,4 +1,7 @@
-"""Export of a model to ONNX, and the comparison of ONNX Runtime's outputs with PyTorch's."""
+"""Export of a model to ONNX, and the comparison of ONNX Runtime's outputs with PyTorch's.
+
+The standard operators that stand for involution are in :mod:`rednet.ops.decomposition`.
+"""
 
 from __future__ import annotations
 
@@ -61,7 +64,7 @@ def export_onnx(
             mode.
         path: The file to write.
         images: Images (N, C, H, W) that the model is recorded with; N is at least 2, since an
-            exporter takes a batch of one for fixed.
+            exporter treats a batch size of one as fixed.
         exporter: ``'torchscript'`` records the operators that run; ``'dynamo'`` translates the
             graph of torch.export, which takes much longer and gives a smaller graph.
         dynamic_size: Whether height and width are free too.

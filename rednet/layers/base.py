@@ -280,7 +280,7 @@ class ConvLayer(PlainLoading):
         return convolution.train(self.training)
 
     def switch_to_deploy(self) -> nn.Module:
-        """Merges what is constant after training. The layer is for inference alone from then on.
+        """Merges what is constant after training. From then on, the layer is for inference only.
 
         Returns:
             The module to use in this layer's place, whose output in eval mode is the same: another

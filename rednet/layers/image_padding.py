@@ -1,4 +1,7 @@
-"""Padding of images by any amount, in any of ``nn.Conv2d``'s modes."""
+"""Padding of images by any amount, in any of ``nn.Conv2d``'s modes.
+
+How much ``padding="same"`` pads is computed in :mod:`rednet.layers.base`.
+"""
 
 from __future__ import annotations
 

@@ -61,7 +61,7 @@ class MixtureConvLayer(ConvLayer):
         """Sets the temperature; ``TemperatureAnnealHook`` does so during training.
 
         Raises:
-            TypeError: If it is no number.
+            TypeError: If it is not a number.
             ArgumentError: If it is not finite and above 0.
         """
         self.temperature.fill_(positive_number("temperature", temperature))

@@ -15,7 +15,7 @@ from rednet.layers.base import global_average, is_unmodified
 from rednet.layers.conv_aws import StandardizedConv, standardized_state
 from rednet.layers.image_padding import pad_image
 from rednet.ops.dtypes import accumulation_dtype
-from rednet.ops.geometry import IntOrPair, Pair
+from rednet.ops.geometry import IntOrPair, Pair, ceil_div
 from rednet.registry import CONV_LAYERS
 
 SWITCH_RADIUS = 2
@@ -32,7 +32,7 @@ class SAConv2d(StandardizedConv):
     added, at three times that dilation. A switch, computed from the 5 x 5 average of the input,
     weights the two at each output pixel. Before and after, a 1 x 1 convolution of the
     image's global average is added as context. A new layer, and one that has loaded a plain
-    convolution's weights, computes its convolution at the layer's dilation alone.
+    convolution's weights, computes its convolution at the layer's dilation only.
 
     From `DetectoRS <https://arxiv.org/abs/2006.02334>`_. The state_dict has the keys of mmcv's
     ``SAC``; the ``bias`` of its checkpoints, which no output uses, is dropped.
@@ -311,12 +311,12 @@ def _at_least(input: Tensor, size: Sequence[int], stride: Pair) -> tuple[Tensor,
         The image and how much the output's height and width grow.
     """
     missing = [max(0, size[side] - input.shape[2 + side]) for side in (0, 1)]
-    missing = [-(-amount // step) * step for amount, step in zip(missing, stride, strict=True)]
+    missing = [ceil_div(amount, step) * step for amount, step in zip(missing, stride, strict=True)]
     if any(missing):
         input = F.pad(input, (0, missing[1], 0, missing[0]))
     return input, (missing[0] // stride[0], missing[1] // stride[1])
 
 
 def _step(batch: int) -> int:
-    """How many images mmcv takes at a time: at most 32, and it wants a divisor of the batch."""
+    """How many images mmcv takes at a time: the largest divisor of the batch up to 32."""
     return max(step for step in range(1, min(batch, 32) + 1) if batch % step == 0)

@@ -146,6 +146,6 @@ def _split(in_channels: int, ratio: float) -> tuple[int, int]:
     if kept % GROUPS:
         raise ArgumentError(
             f"the kernel's part of the channels is split in {GROUPS} groups: ratio={ratio} of "
-            f"in_channels={in_channels} gives {kept}, which is no multiple of {GROUPS}"
+            f"in_channels={in_channels} gives {kept}, which is not a multiple of {GROUPS}"
         )
     return kept, in_channels - kept

@@ -33,10 +33,14 @@ def _are_positive_ints(values: Any) -> bool:
     return isinstance(values, Sequence) and all(map(is_positive_int, values))
 
 
-def check_layer_cfg(name: str, cfg: OptionalConfig) -> None:
-    """Raises ArgumentError unless ``cfg`` is None or the config of a registered layer."""
-    if cfg is None:
-        return
+def check_layer_cfgs(**cfgs: OptionalConfig) -> None:
+    """Raises ArgumentError unless each is None or the config of a registered layer."""
+    for name, cfg in cfgs.items():
+        if cfg is not None:
+            _check_layer_cfg(name, cfg)
+
+
+def _check_layer_cfg(name: str, cfg: dict) -> None:
     if not isinstance(cfg, dict) or "type" not in cfg:
         raise ArgumentError(f"{name} must be None or a dict with the key 'type', got {cfg!r}")
     with MODELS.switch_scope_and_registry(None) as registry:
@@ -96,10 +100,11 @@ def check_stages(
         raise ArgumentError(f"frozen_stages must be -1 to {num_stages}, got {frozen_stages!r}")
 
 
-def check_kernel_size(name: str, kernel_size: int) -> None:
-    """Raises ArgumentError unless ``kernel_size`` is an odd positive int."""
-    if not isinstance(kernel_size, int) or kernel_size < 1 or kernel_size % 2 == 0:
-        raise ArgumentError(f"{name} must be an odd positive int, got {kernel_size!r}")
+def check_kernel_sizes(**sizes: int) -> None:
+    """Raises ArgumentError unless each is an odd positive int."""
+    for name, size in sizes.items():
+        if not is_positive_int(size) or size % 2 == 0:
+            raise ArgumentError(f"{name} must be an odd positive int, got {size!r}")
 
 
 def check_probability(name: str, value: float) -> None:

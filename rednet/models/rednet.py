@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -16,8 +16,8 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from rednet.layers.involution import GROUP_CHANNELS, REDUCTION_RATIO, Involution2d
 from rednet.models.argument_checks import (
     check_involution_cfg,
-    check_kernel_size,
-    check_layer_cfg,
+    check_kernel_sizes,
+    check_layer_cfgs,
     check_multiple,
     check_norm,
     check_one_of,
@@ -130,8 +130,6 @@ class RedNet(BaseModule):
         involution_cfg: OptionalConfig = None,
         drop_path_rate: float = 0.0,
     ) -> None:
-        # Longer than a function should be: it checks and keeps each argument of the published
-        # constructor by name.
         given = [cfg for cfg in as_list(init_cfg) if not _lacks_checkpoint(cfg)]
         self.from_scratch = len(given) < len(as_list(init_cfg))
         if self.from_scratch:
@@ -142,21 +140,17 @@ class RedNet(BaseModule):
         check_multiple("stem_channels", stem_channels, 2 * GROUP_CHANNELS)
         check_multiple("base_channels", base_channels, GROUP_CHANNELS)
         check_stages(num_stages, strides, dilations, out_indices, frozen_stages)
-        check_kernel_size("kernel_size", kernel_size)
-        check_kernel_size("stem_kernel_size", stem_kernel_size)
+        check_kernel_sizes(kernel_size=kernel_size, stem_kernel_size=stem_kernel_size)
         check_one_of("style", style, ("pytorch", "caffe"))
-        check_layer_cfg("conv_cfg", conv_cfg)
-        check_layer_cfg("norm_cfg", norm_cfg)
+        check_layer_cfgs(conv_cfg=conv_cfg, norm_cfg=norm_cfg)
         check_involution_cfg(involution_cfg)
         check_probability("drop_path_rate", drop_path_rate)
-        self.depth = depth
-        self.num_stages = num_stages
+        self.depth, self.num_stages = depth, num_stages
         self.strides, self.dilations = tuple(strides), tuple(dilations)
         self.out_indices = tuple(out_indices)
         self.stage_blocks = STAGE_BLOCKS[depth][:num_stages]
         self.feat_dim = EXPANSION * base_channels * 2 ** (num_stages - 1)
-        self.frozen_stages = frozen_stages
-        self.norm_eval = norm_eval
+        self.frozen_stages, self.norm_eval = frozen_stages, norm_eval
         self.zero_init_residual = zero_init_residual
         self.norm_cfg = norm_cfg = norm_cfg or dict(type="BN")
         check_norm(norm_cfg, min(stem_channels // 2, base_channels) // REDUCTION_RATIO)
@@ -173,12 +167,16 @@ class RedNet(BaseModule):
             drop_path_rate=drop_path_rate,
         )
         stages = _stages(depth, stem_channels, base_channels, strides, dilations, **block_cfg)
-        self.stage_names = [f"layer{number}" for number in range(1, num_stages + 1)]
-        for name, stage in zip(self.stage_names, stages, strict=True):
-            self.add_module(name, stage)
+        self._add_stages(stages)
         keep_gradient_strides(self)
         self._freeze_stages()
         self._register_load_state_dict_pre_hook(widen_stem_kernel, with_module=True)
+
+    def _add_stages(self, stages: Iterable[nn.Module]) -> None:
+        self.stage_names = []
+        for number, stage in enumerate(stages, 1):
+            self.stage_names.append(f"layer{number}")
+            self.add_module(self.stage_names[-1], stage)
 
     def init_weights(self) -> None:
         """Initializes by ``init_cfg``, then zeroes the residual branches if nothing was loaded."""

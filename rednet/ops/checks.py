@@ -12,7 +12,7 @@ def check_tensors(input: Tensor, weight: Tensor) -> None:
     """Checks all of two tensors but dtypes and the sizes that a window relates.
 
     Raises:
-        TypeError: If one is no tensor.
+        TypeError: If one is not a tensor.
         ValueError: If shapes or devices do not fit each other.
     """
     for name, tensor, dims in (
@@ -46,7 +46,7 @@ def check_output_size(input: Tensor, weight: Tensor, geometry: Geometry) -> None
     """Checks that the weight has a kernel for each output pixel.
 
     Raises:
-        ValueError: If it has not, or there is no output pixel.
+        ValueError: If a kernel is missing, or there is no output pixel.
     """
     size, kernels = input.shape[2:], weight.shape[4:]
     height, width = geometry.output_size(*size)
@@ -66,7 +66,7 @@ def check_dtypes(input: Tensor, weight: Tensor) -> None:
     """Checks that both tensors have the same, supported dtype.
 
     Raises:
-        TypeError: If they have not.
+        TypeError: If the dtypes differ or are not supported.
     """
     for name, tensor in (("input", input), ("weight", weight)):
         if tensor.dtype not in SUPPORTED_DTYPES:

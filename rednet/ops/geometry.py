@@ -14,6 +14,11 @@ IntOrPair = int | Sequence[int]
 Pair = tuple[int, int]
 
 
+def ceil_div(number: int, divisor: int) -> int:
+    """The quotient, rounded up."""
+    return -(-number // divisor)
+
+
 def pair(name: str, value: IntOrPair, minimum: int) -> Pair:
     """Reads an int or a pair of ints as ``(vertical, horizontal)``.
 

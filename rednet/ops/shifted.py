@@ -1,6 +1,6 @@
 """The shifted backend: a multiply-add of whole tensors for each kernel position, in PyTorch.
 
-It runs on every device, needs no compiler and stores nothing of size K * K beside the weight: each
+It runs on every device, needs no compiler and stores nothing of size K * K besides the weight: each
 kernel position reads a shifted, strided view of the padded input.
 """
 

@@ -38,6 +38,15 @@ CASES = [
 ]
 
 
+def _squeezed(layer: ODConv2d, image: Tensor) -> Tensor:
+    """What the heads of all attentions read."""
+    bn = layer.attention.bn
+    hidden = layer.attention.fc(image.mean((2, 3), keepdim=True))
+    if layer.training:
+        return F.relu(F.batch_norm(hidden, None, None, bn.weight, bn.bias, training=True))
+    return F.relu(bn(hidden))
+
+
 @pytest.mark.parametrize("arguments", CASES)
 @pytest.mark.parametrize("temperature", [1, 4.5])
 @pytest.mark.parametrize("training", [True, False])
@@ -48,14 +57,7 @@ def test_the_kernel_has_the_published_attention(
     layer = randomized(ODConv2d(8, 8, **arguments)).double().train(training)
     layer.set_temperature(temperature)
     image = torch.randn(2, 8, 5, 6, dtype=torch.float64)
-    attention = layer.attention
-    hidden = attention.fc(image.mean((2, 3), keepdim=True))
-    bn = attention.bn
-    if training:
-        hidden = F.batch_norm(hidden, None, None, bn.weight, bn.bias, training=True)
-    else:
-        hidden = bn(hidden)
-    hidden = F.relu(hidden)
+    attention, hidden = layer.attention, _squeezed(layer, image)
 
     def factor(name: str, squash: Callable[[Tensor], Tensor]) -> Tensor:
         head = getattr(attention, name)

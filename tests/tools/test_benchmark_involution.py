@@ -74,7 +74,7 @@ def test_the_forced_backend_computes_the_gradients_too(
 
 def test_the_least_work() -> None:
     input, weight = torch.zeros(1, 16, 4, 4), torch.zeros(1, 1, 3, 3, 4, 4)
-    contender = Contender(involution2d, input, weight, taps=9)
+    contender = Contender(involution2d, input, weight, multiply_adds=16 * 16 * 9)
     forward, *gradients, train = (work_of(what, contender, input) for what in PASSES)
     assert forward.moved_bytes == 4 * (16 + 9 + 16) * 16
     assert forward.multiply_adds == 16 * 16 * 9

@@ -95,6 +95,18 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         help="show the kernels at these pixels of the image as the network sees it (its center)",
     )
     parser.add_argument("--html", action="store_true", help=f"write the page {PAGE} as well")
+    _add_limits(parser)
+    parser.add_argument(
+        "--out",
+        type=Path,
+        default=Path("work_dirs/layers"),
+        metavar="DIR",
+        help="folder for the pictures and numbers (%(default)s)",
+    )
+    return parser.parse_args(arguments)
+
+
+def _add_limits(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--draw",
         type=positive,
@@ -109,14 +121,6 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         metavar="COUNT",
         help="groups, layers, images or classes in a picture at most (%(default)s)",
     )
-    parser.add_argument(
-        "--out",
-        type=Path,
-        default=Path("work_dirs/layers"),
-        metavar="DIR",
-        help="folder for the pictures and numbers (%(default)s)",
-    )
-    return parser.parse_args(arguments)
 
 
 def _point(text: str) -> tuple[int, int]:

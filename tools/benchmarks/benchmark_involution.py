@@ -121,7 +121,7 @@ def backends_of(args: argparse.Namespace) -> list[str]:
     """The backends to time: those asked for, or all that serve the device and the dtype.
 
     Raises:
-        UserError: If one that is asked for does not serve them, or is none.
+        UserError: If one that is asked for does not serve them or does not exist.
     """
     reasons = explain_backends(args.device, DTYPES[args.dtype])
     serving = [name for name, reason in reasons.items() if reason is None]

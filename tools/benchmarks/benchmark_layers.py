@@ -106,6 +106,13 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         help="another implementation of a layer: SOURCE is a .py file or a module, and NAME in it "
         "takes nn.Conv2d's arguments; may be repeated",
     )
+    _add_cases(parser)
+    add_arguments(parser, turns=7)
+    return parser.parse_args(arguments)
+
+
+def _add_cases(parser: argparse.ArgumentParser) -> None:
+    """The arguments whose values are all combined."""
     parser.add_argument(
         "--shapes",
         nargs="+",
@@ -136,8 +143,6 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         default="float32",
         help="of inputs and weights (%(default)s)",
     )
-    add_arguments(parser, turns=7)
-    return parser.parse_args(arguments)
 
 
 def parse_shape(text: str) -> Shape:
@@ -256,7 +261,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     chosen = args.layers or list(layers)
     for name in [*chosen, *args.keywords, *(layer for layer, _ in args.peer)]:
         if name not in layers:
-            raise UserError(f"{name!r} is no registered layer; there are {', '.join(layers)}")
+            raise UserError(f"{name!r} is not a registered layer; choose from {', '.join(layers)}")
     contenders = {CONVOLUTION: Contender(nn.Conv2d, {})}
     for name in chosen:
         keywords = args.keywords.get(name, {})

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -16,6 +17,7 @@ from torch import Tensor
 
 from rednet.errors import UserError
 from rednet.ops import backend, involution2d
+from rednet.ops.flop_formulas import involution_multiply_adds
 from rednet.ops.geometry import Geometry
 
 Operator = Callable[[Tensor, Tensor], Tensor]
@@ -53,14 +55,14 @@ class Contender:
         operator: ``operator(input, weight)``.
         input: (N, C, H, W).
         weight: The kernels of all output pixels, or the convolution's kernel.
-        taps: Multiply-adds for each element of the output.
+        multiply_adds: Those of the operator; each gradient takes as many.
         backend: Which backend of the operator is forced, if any.
     """
 
     operator: Operator
     input: Tensor
     weight: Tensor
-    taps: int
+    multiply_adds: int
     backend: str | None = None
 
     def forced(self) -> contextlib.AbstractContextManager:
@@ -113,7 +115,7 @@ class Work(NamedTuple):
 def work_of(what: str, contender: Contender, output: Tensor) -> Work:
     """Counts every tensor once in the forward and once in the backward pass."""
     input, weight = _bytes(contender.input), _bytes(contender.weight)
-    result, products = _bytes(output), output.numel() * contender.taps
+    result = _bytes(output)
     backward = result + 2 * (input + weight)  # both are read, both have a gradient that is written
     operands, results, moved, operators = {
         "forward": (input + weight, result, input + weight + result, 1),
@@ -126,7 +128,7 @@ def work_of(what: str, contender: Contender, output: Tensor) -> Work:
             3,
         ),
     }[what]
-    return Work(operands, results, moved, operators * products)
+    return Work(operands, results, moved, operators * contender.multiply_adds)
 
 
 def _bytes(tensor: Tensor) -> int:
@@ -166,7 +168,8 @@ def contenders_of(
     contenders = {CONVOLUTION: _convolution(input, kernel, shape.stride)}
 
     def add(name: str, operator: Operator, forced: str | None = None) -> None:
-        contenders[name] = Contender(operator, input, weight, shape.kernel_size**2, forced)
+        work = involution_multiply_adds(input.shape, weight.shape[2:4], weight.shape[4:])
+        contenders[name] = Contender(operator, input, weight, work, forced)
 
     stride, padding, dilation = (pair[0] for pair in geometry[1:])
     for name in args.backends:
@@ -201,4 +204,5 @@ def _convolution(input: Tensor, kernel: Tensor, stride: int) -> Contender:
     def convolve(input: Tensor, weight: Tensor) -> Tensor:
         return F.conv2d(input, weight, padding=1, stride=stride)
 
-    return Contender(convolve, input, kernel, 9 * input.shape[1])
+    size = Geometry((3, 3), (stride, stride), (1, 1), (1, 1)).output_size(*input.shape[2:])
+    return Contender(convolve, input, kernel, len(input) * kernel.numel() * math.prod(size))

@@ -176,7 +176,7 @@ class Rates(NamedTuple):
     multiply_adds: float
 
     def least_milliseconds(self, bytes: int, multiply_adds: int) -> float:
-        """The least time for so many of both, whichever takes longer."""
+        """The least time for these bytes and multiply-adds: that of whichever takes longer."""
         return 1e3 * max(bytes / self.bytes, multiply_adds / self.multiply_adds)
 
 
@@ -198,7 +198,7 @@ def measure_rates(clock: Clock, device: torch.device, dtype: torch.dtype) -> Rat
 
 
 def peak_memory(action: Action, device: torch.device) -> int | None:
-    """Bytes that a call needs at most beside what was there before.
+    """Bytes that a call needs at most, besides what was there before.
 
     On a GPU they are those of PyTorch's allocator, on Linux without one those of the resident set,
     elsewhere unknown: None. The action should have run before: it is called once.
@@ -220,7 +220,7 @@ def peak_memory(action: Action, device: torch.device) -> int | None:
 
 
 def _give_back_freed_memory() -> None:
-    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # glibc alone has it
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # only glibc has it
     if trim is not None:
         trim(0)
 

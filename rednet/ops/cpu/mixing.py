@@ -6,9 +6,10 @@ import torch
 from torch import Tensor
 
 from rednet.ops.cpu import loader
+from rednet.ops.geometry import ceil_div
 
 DTYPES = (torch.float64, torch.float32)
-# So many numbers of every row are treated at a time: few enough for a small second-level cache.
+# How many numbers of each row are treated at a time: few enough for a small second-level cache.
 _PIECE = 2048
 
 
@@ -22,7 +23,7 @@ def mix_gradients(
     grad: Tensor, experts: Tensor, routing: Tensor, grad_experts: Tensor, adds: bool
 ) -> Tensor:
     """Fills the gradient of the experts, or adds to it, and returns that of the routing."""
-    pieces = -(-experts.shape[1] // _PIECE)
+    pieces = ceil_div(experts.shape[1], _PIECE)
     parts = routing.new_empty(pieces, routing.numel())
     mixed = loader.Mixture.describe(
         experts, routing, grad, grad_experts, parts, piece=_PIECE, adds=adds

@@ -45,7 +45,7 @@ def source(specialization: Specialization) -> str:
 
 
 class _Stream(NamedTuple):
-    """What CuPy wants of a stream that is given with a launch."""
+    """What CuPy needs of a stream that is given with a launch."""
 
     ptr: int
 

@@ -4,7 +4,7 @@
 #define DEVICE_MEMBER __device__ __forceinline__
 #define KERNEL extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS_PER_MULTIPROCESSOR)
 
-// The type that a copy of so many bytes moves.
+// The type that a copy of `BYTES` bytes moves.
 template <int BYTES>
 struct UnitOf;
 template <>

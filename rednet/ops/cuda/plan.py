@@ -21,6 +21,7 @@ from rednet.ops.cuda.problem import (
     Specialization,
 )
 from rednet.ops.dtypes import accumulation_dtype
+from rednet.ops.geometry import ceil_div
 
 WARP = 32
 # What every GPU gives to a block unasked, and what a Hopper multiprocessor has for its blocks.
@@ -38,7 +39,7 @@ class Launch:
 
     Attributes:
         specialization: The code.
-        blocks: Blocks of the grid, along its first dimension alone.
+        blocks: Blocks of the grid, along its first dimension.
         threads: Threads of a block, likewise.
         shared_bytes: Dynamic shared memory of a block.
         problem: A single ``PROBLEM``.
@@ -87,10 +88,10 @@ def _parts(length: int, multiple: int, most: int) -> list[int]:
     They are multiples of ``multiple``, at most ``most`` times as large. Each is at most three
     quarters of the one before: sizes in between would differ by little.
     """
-    count = -(-length // multiple)
+    count = ceil_div(length, multiple)
     parts: list[int] = []
-    for number in range(-(-count // most), count + 1):
-        part = -(-count // number)
+    for number in range(ceil_div(count, most), count + 1):
+        part = ceil_div(count, number)
         if not parts or 4 * part <= 3 * parts[-1]:
             parts.append(part)
     return [part * multiple for part in parts]
@@ -128,7 +129,7 @@ class Tiling:
         """Elements for a row of samples: each part it is dealt into is read in whole packs."""
         columns = self._axes[1].span(self.width)
         stride = self.specialization.stride
-        return stride * _ceil(-(-columns // stride), COLUMNS) if stride else columns
+        return stride * _ceil(ceil_div(columns, stride), COLUMNS) if stride else columns
 
     @cached_property
     def sample_rows(self) -> int:
@@ -139,7 +140,7 @@ class Tiling:
     @cached_property
     def chunks(self) -> int:
         """Parts of at most a thread's channels that a group is cut into."""
-        return -(-self.call.group_channels // self.specialization.channels)
+        return ceil_div(self.call.group_channels, self.specialization.channels)
 
     def _slice_pitch(self, band: int) -> int:
         chunks = self.chunks if self.call.operation == "grad_weight" else 1
@@ -168,7 +169,7 @@ class Tiling:
         """Rows of samples in shared memory at a time, equal parts of them; 0 if none fits."""
         rows = self.sample_rows
         most = bisect_right(range(1, rows + 1), SHARED_BYTES, key=self._shared_bytes)
-        return -(-rows // -(-rows // most)) if most else 0
+        return ceil_div(rows, ceil_div(rows, most)) if most else 0
 
     # ---- the grid
 
@@ -190,7 +191,9 @@ class Tiling:
         images, groups = self._images_and_groups
         tiles = rows.tiles(self.height) * columns.tiles(self.width)
         chunks = 1 if self.call.operation == "grad_weight" else self.chunks
-        return tiles * rows.phases * columns.phases * -(-groups // self.slices) * chunks * images
+        return (
+            tiles * rows.phases * columns.phases * ceil_div(groups, self.slices) * chunks * images
+        )
 
     # ---- the choice
 
@@ -237,7 +240,7 @@ class Tiling:
         problem["group_channels"] = self.call.group_channels
         problem["chunks"] = self.chunks
         problem["slices"] = self.slices
-        problem["slice_blocks"] = -(-groups // self.slices)
+        problem["slice_blocks"] = ceil_div(groups, self.slices)
         problem["band"] = self.band
         problem["line"] = self.line
         problem["slice_pitch"] = self._slice_pitch(self.band)
@@ -273,4 +276,4 @@ class Tiling:
 
 
 def _ceil(number: int, multiple: int) -> int:
-    return -(-number // multiple) * multiple
+    return ceil_div(number, multiple) * multiple

@@ -9,7 +9,7 @@ from math import gcd
 import numpy as np
 import torch
 
-from rednet.ops.geometry import Geometry, Pair
+from rednet.ops.geometry import Geometry, Pair, ceil_div
 
 OPERATIONS = ("forward", "grad_input", "grad_weight")
 SPECIALIZED_WIDTHS = (3, 5, 7)
@@ -181,7 +181,7 @@ class Axis:
     @property
     def taps(self) -> int:
         """Taps of a phase, at most."""
-        return -(-self.kernel // self.reduced_stride) if self.transposed else self.kernel
+        return ceil_div(self.kernel, self.reduced_stride) if self.transposed else self.kernel
 
     @property
     def destinations(self) -> int:
@@ -191,14 +191,14 @@ class Axis:
     @property
     def phase_destinations(self) -> int:
         """Destinations of a phase, at most."""
-        return -(-self.destinations // self.phases)
+        return ceil_div(self.destinations, self.phases)
 
     @property
     def samples(self) -> int:
         """Samples of a phase that lie inside the image, at most."""
         if self.transposed:
-            return -(-self.output // self.reduced_dilation)
-        return -(-self.image // self.dilation)
+            return ceil_div(self.output, self.reduced_dilation)
+        return ceil_div(self.image, self.dilation)
 
     def span(self, tile: int) -> int:
         """Samples that the windows of ``tile`` neighboring destinations cover."""
@@ -206,7 +206,7 @@ class Axis:
 
     def tiles(self, tile: int) -> int:
         """Tiles of a phase."""
-        return -(-self.phase_destinations // tile)
+        return ceil_div(self.phase_destinations, tile)
 
     def fields(self, tile: int) -> tuple[int, ...]:
         """The numbers of ``struct Axis``."""

@@ -16,7 +16,7 @@
 
 namespace rednet {
 
-// ---- what the caller hands over (library.py has the same structures)
+// ---- what the caller hands over (loader.py has the same structures)
 
 // One side of the window, the vertical or the horizontal one.
 struct Side {
@@ -273,17 +273,17 @@ using SumPixels = void (*)(const Window<Sum>&, int64_t, Sum*);
 template <typename Sum, int Pixels>
 SumPixels<Sum> choose_kernel(const Window<Sum>& window) {
   const KernelColumn* columns = window.columns;
-  bool neighbours = window.column_count > 1;
+  bool neighbors = window.column_count > 1;
   for (int64_t c = 1; c < window.column_count; ++c)
-    neighbours = neighbours && columns[c].pixel - columns[c - 1].pixel == window.pixel_step;
+    neighbors = neighbors && columns[c].pixel - columns[c - 1].pixel == window.pixel_step;
   const bool dense = window.weight_step == 1;
-  if (neighbours && window.column_count == 3)
+  if (neighbors && window.column_count == 3)
     return dense ? sum_pixels_of_rows<Sum, Pixels, 3, true> : sum_pixels_of_rows<Sum, Pixels, 3, false>;
-  if (neighbours && window.column_count == 4)  // every other one of 7
+  if (neighbors && window.column_count == 4)  // every other one of 7
     return dense ? sum_pixels_of_rows<Sum, Pixels, 4, true> : sum_pixels_of_rows<Sum, Pixels, 4, false>;
-  if (neighbours && window.column_count == 5)
+  if (neighbors && window.column_count == 5)
     return dense ? sum_pixels_of_rows<Sum, Pixels, 5, true> : sum_pixels_of_rows<Sum, Pixels, 5, false>;
-  if (neighbours && window.column_count == 7)
+  if (neighbors && window.column_count == 7)
     return dense ? sum_pixels_of_rows<Sum, Pixels, 7, true> : sum_pixels_of_rows<Sum, Pixels, 7, false>;
   return sum_pixels<Sum, Pixels>;
 }
@@ -407,7 +407,7 @@ class Forward : PaddedImage<Stored> {
 };
 
 // Gathers, for each pixel of the input, what it has contributed to. Input columns that are a stride apart have been read
-// by the same kernel columns, a `phase`; neighbours among them, by neighbouring output pixels.
+// by the same kernel columns, a `phase`; neighbors among them, by neighboring output pixels.
 template <typename Stored>
 class GradInput {
  public:
@@ -532,7 +532,7 @@ class GradInput {
 };
 
 // Every number is a sum over channels, which are the lanes of our vectors: `correlate` makes as many at once as there
-// are lanes, those of neighbouring pixels or, where taps are neighbours in memory, those of neighbouring taps.
+// are lanes, those of neighboring pixels or, where taps are neighbors in memory, those of neighboring taps.
 template <typename Stored>
 class GradWeight : PaddedImage<Stored> {
   using Base = PaddedImage<Stored>;
@@ -545,10 +545,10 @@ class GradWeight : PaddedImage<Stored> {
       : Base(problem, threads), pixels_(problem, problem.pixels, problem.horizontal.output) {
     const int64_t* s = problem.weight.strides;
     const int64_t columns = problem.horizontal.output;
-    const bool taps_are_neighbours = s[3] == 1 && s[2] == problem.horizontal.kernel && s[5] != 1;
-    const bool rows_are_neighbours = s[4] == columns * s[5];
-    tap_blocks_ = taps_are_neighbours ? problem.taps() / lanes : 0;
-    strip_ = rows_are_neighbours ? smaller(tiling_.block(), ceil_div(4 * lanes, columns)) : 1;
+    const bool taps_are_neighbors = s[3] == 1 && s[2] == problem.horizontal.kernel && s[5] != 1;
+    const bool rows_are_neighbors = s[4] == columns * s[5];
+    tap_blocks_ = taps_are_neighbors ? problem.taps() / lanes : 0;
+    strip_ = rows_are_neighbors ? smaller(tiling_.block(), ceil_div(4 * lanes, columns)) : 1;
   }
 
   int64_t tasks() const { return tiling_.count(); }

@@ -28,7 +28,7 @@ struct KernelColumn {
   ptrdiff_t weight, pixel;
 };
 
-// sum[p] = sum over rows and columns of weight[row, column, p] * pixel[row, column, p] for neighbouring p, a `step` of
+// sum[p] = sum over rows and columns of weight[row, column, p] * pixel[row, column, p] for neighboring p, a `step` of
 // each apart.
 template <typename Sum>
 struct Window {
@@ -39,7 +39,7 @@ struct Window {
   int64_t lines;  // of a pixel's channels
 };
 
-// The sums of one cache line of channels at `Pixels` neighbouring pixels.
+// The sums of one cache line of channels at `Pixels` neighboring pixels.
 template <typename Sum, int Pixels>
 class Sums {
   static constexpr int kVectors = kLine<Sum> / kLanes<Sum>;
@@ -73,7 +73,7 @@ class Sums {
   Vector<Sum> total_[Pixels][kVectors] = {};
 };
 
-// Any kernel, at `Pixels` neighbouring pixels from number `first` on.
+// Any kernel, at `Pixels` neighboring pixels from number `first` on.
 template <typename Sum, int Pixels>
 void sum_pixels(const Window<Sum>& window, int64_t first, Sum* to) {
   for (int64_t line = 0; line < window.lines * kLine<Sum>; line += kLine<Sum>) {
@@ -113,7 +113,7 @@ void sum_pixel(const Window<Sum>& window, int64_t pixel, Sum* to) {
   }
 }
 
-// sum_pixels for a kernel `Columns` wide whose neighbouring columns read neighbouring pixels (stride and dilation 1): each
+// sum_pixels for a kernel `Columns` wide whose neighboring columns read neighboring pixels (stride and dilation 1): each
 // pixel is read once for all columns. With `Dense`, weight_step is 1.
 template <typename Sum, int Pixels, int Columns, bool Dense>
 void sum_pixels_of_rows(const Window<Sum>& window, int64_t first, Sum* to) {

@@ -11,7 +11,7 @@
 
 namespace rednet {
 
-// ---- what the caller hands over (library.py has the same structures)
+// ---- what the caller hands over (loader.py has the same structures)
 
 // Steps are in numbers, not bytes. Experts and kernels have a column step of 1.
 struct Matrix {

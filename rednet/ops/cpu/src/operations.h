@@ -22,7 +22,7 @@ namespace rednet {
 constexpr int64_t kWorkPerThread = 1 << 16;  // multiply-adds worth waking a thread for
 constexpr int64_t kTurnsPerThread = 8;
 
-// Threads take turns of neighbouring tasks: those may share cache lines.
+// Threads take turns of neighboring tasks: those may share cache lines.
 template <typename Operation>
 void work(const Operation& operation, std::atomic<int64_t>& next, int64_t turn,
           typename Operation::Sum* scratch, int64_t numbers) {
