@@ -147,11 +147,10 @@ class RedNet(BaseModule):
         check_probability("drop_path_rate", drop_path_rate)
         self.depth, self.num_stages = depth, num_stages
         self.strides, self.dilations = tuple(strides), tuple(dilations)
-        self.out_indices = tuple(out_indices)
+        self.out_indices, self.zero_init_residual = tuple(out_indices), zero_init_residual
         self.stage_blocks = STAGE_BLOCKS[depth][:num_stages]
         self.feat_dim = EXPANSION * base_channels * 2 ** (num_stages - 1)
         self.frozen_stages, self.norm_eval = frozen_stages, norm_eval
-        self.zero_init_residual = zero_init_residual
         self.norm_cfg = norm_cfg = norm_cfg or dict(type="BN")
         check_norm(norm_cfg, min(stem_channels // 2, base_channels) // REDUCTION_RATIO)
         self.stem = _stem(in_channels, stem_channels, stem_kernel_size, conv_cfg, norm_cfg)
