@@ -5,8 +5,25 @@ Every layer, backbone and builder of this package registers in a root registry, 
 OpenMMLab library finds it without a scope prefix.
 """
 
-from mmengine.registry import DATASETS, HOOKS, MODELS, OPTIM_WRAPPERS, TRANSFORMS
+from mmengine.registry import (
+    DATA_SAMPLERS,
+    DATASETS,
+    HOOKS,
+    LOOPS,
+    MODELS,
+    OPTIM_WRAPPERS,
+    TRANSFORMS,
+)
 
 CONV_LAYERS = MODELS
 
-__all__ = ["CONV_LAYERS", "DATASETS", "HOOKS", "MODELS", "OPTIM_WRAPPERS", "TRANSFORMS"]
+__all__ = [
+    "CONV_LAYERS",
+    "DATASETS",
+    "DATA_SAMPLERS",
+    "HOOKS",
+    "LOOPS",
+    "MODELS",
+    "OPTIM_WRAPPERS",
+    "TRANSFORMS",
+]

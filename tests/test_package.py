@@ -17,7 +17,15 @@ from pathlib import Path
 import pytest
 from mmengine.registry import Registry
 
-from rednet.registry import DATASETS, HOOKS, MODELS, OPTIM_WRAPPERS, TRANSFORMS
+from rednet.registry import (
+    DATA_SAMPLERS,
+    DATASETS,
+    HOOKS,
+    LOOPS,
+    MODELS,
+    OPTIM_WRAPPERS,
+    TRANSFORMS,
+)
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -64,8 +72,12 @@ PUBLIC_NAMES = {
         "CpuAmpOptimWrapper",
         "FrozenWeightsHook",
         "LayerVisualizationHook",
+        "InterruptHook",
         "NonFiniteLossHook",
+        "ResumableEpochTrainLoop",
+        "ResumableIterTrainLoop",
         "SafeCheckpointHook",
+        "SeededBatchSampler",
         "TemperatureAnnealHook",
         "TrainingCurveHook",
         "WholeCheckpointHook",
@@ -73,7 +85,9 @@ PUBLIC_NAMES = {
     "rednet.registry": (
         "CONV_LAYERS",
         "DATASETS",
+        "DATA_SAMPLERS",
         "HOOKS",
+        "LOOPS",
         "MODELS",
         "OPTIM_WRAPPERS",
         "TRANSFORMS",
@@ -93,6 +107,8 @@ REGISTERED_TYPES = [
         ),
     ),
     (DATASETS, ("Digits",)),
+    (DATA_SAMPLERS, ("SeededBatchSampler",)),
+    (LOOPS, ("ResumableEpochTrainLoop", "ResumableIterTrainLoop")),
     (OPTIM_WRAPPERS, ("CpuAmpOptimWrapper",)),
     (TRANSFORMS, ("LoadImage",)),
     (
@@ -102,6 +118,7 @@ REGISTERED_TYPES = [
             "ConfusionMatrixHook",
             "FrozenWeightsHook",
             "LayerVisualizationHook",
+            "InterruptHook",
             "NonFiniteLossHook",
             "SafeCheckpointHook",
             "TemperatureAnnealHook",

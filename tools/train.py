@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from mmengine.config import Config, ConfigDict
 from mmengine.device import get_device
 from mmengine.hooks import CheckpointHook
-from mmengine.runner import Runner
+from mmengine.runner import EpochBasedTrainLoop, IterBasedTrainLoop, Runner
 
 from rednet.cli.arguments import add_runner_arguments, config_parser
 from rednet.cli.command import run
@@ -19,12 +19,15 @@ from rednet.cli.images import check_images
 from rednet.cli.paths import check_checkpoint
 from rednet.cli.preflight import check_config
 from rednet.cli.processes import set_up_cpu_processes
-from rednet.cli.resuming import newest_checkpoint
+from rednet.cli.resuming import keep_seed, newest_checkpoint
 from rednet.cli.runner import build_runner, set_up_run
 from rednet.errors import UserError
 
-_CHECKS = ("FrozenWeightsHook", "NonFiniteLossHook")
-_CHECKPOINT_HOOKS = ("CheckpointHook", "mmengine.CheckpointHook", CheckpointHook)
+_CHECKS = ("FrozenWeightsHook", "InterruptHook", "NonFiniteLossHook")
+_LOOPS = {
+    EpochBasedTrainLoop: "ResumableEpochTrainLoop",
+    IterBasedTrainLoop: "ResumableIterTrainLoop",
+}
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -43,6 +46,7 @@ def _set_up(args: argparse.Namespace) -> Runner:
     set_up_run(config, args)
     _add_checks(config)
     _use_safe_checkpoints(config)
+    _use_resumable_loop(config)
     if args.no_validate:
         config.val_cfg = config.val_dataloader = config.val_evaluator = None
     if args.amp:
@@ -105,8 +109,27 @@ def _use_safe_checkpoints(config: Config) -> None:
     """Puts SafeCheckpointHook in place of mmengine's hook, with the arguments of the config."""
     hooks = dict(config.get("default_hooks") or {})
     checkpoint = hooks.get("checkpoint", dict(type="CheckpointHook", interval=1))
-    if isinstance(checkpoint, Mapping) and checkpoint.get("type") in _CHECKPOINT_HOOKS:
+    if isinstance(checkpoint, Mapping) and checkpoint.get("type") in _names(CheckpointHook):
         config.default_hooks = {**hooks, "checkpoint": {**checkpoint, "type": "SafeCheckpointHook"}}
+
+
+def _use_resumable_loop(config: Config) -> None:
+    """Puts the loops that resume bit for bit in place of mmengine's."""
+    loop = config.get("train_cfg")
+    if not isinstance(loop, Mapping):
+        return
+    kind = loop.get("type")
+    for original, ours in _LOOPS.items():
+        by_epoch = original is EpochBasedTrainLoop
+        asked = loop.get("by_epoch") == by_epoch if kind is None else kind in _names(original)
+        if asked:
+            rest = {key: value for key, value in loop.items() if key not in ("type", "by_epoch")}
+            config.train_cfg = dict(rest, type=ours)
+
+
+def _names(kind: type) -> tuple[str, str, type]:
+    """How a config may name a class of mmengine."""
+    return kind.__name__, f"mmengine.{kind.__name__}", kind
 
 
 def _use_amp(config: Config) -> None:
@@ -153,11 +176,14 @@ def _resume(config: Config, checkpoint: str) -> list[str]:
     if checkpoint != "auto":
         check_checkpoint(checkpoint, "the checkpoint of --resume")
         config.load_from = checkpoint
+        keep_seed(config, checkpoint)
         return []
     latest, notes = newest_checkpoint(config.work_dir)
     config.load_from = None if latest is None else str(latest)
     if latest is None:
         notes = [f"--resume: no checkpoint in {config.work_dir}, training starts from scratch"]
+    else:
+        keep_seed(config, latest)
     return notes
 
 

@@ -80,6 +80,22 @@ def read_state_dict(path: str | Path) -> dict[str, Tensor]:
     return dict(state_dict)
 
 
+def read_meta(path: str | Path) -> dict[str, Any]:
+    """Reads what the checkpoint of a training says about it: epoch, iteration and seed.
+
+    Args:
+        path: A checkpoint.
+
+    Raises:
+        UserError: If it was not written by a training.
+    """
+    content = _read(path)
+    meta = content.get("meta") if isinstance(content, dict) else None
+    if not isinstance(meta, dict) or not {"epoch", "iter"} <= meta.keys():
+        raise UserError(f"{path} holds weights without the state of a training")
+    return meta
+
+
 def _read(path: str | Path) -> Any:
     allow_log_types()
     try:

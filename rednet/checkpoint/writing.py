@@ -8,6 +8,10 @@ from pathlib import Path
 
 from rednet.errors import UserError
 
+LAST_CHECKPOINT = "last_checkpoint"
+# Written where a training is told to stop, and outdated by the next regular checkpoint.
+INTERRUPTED = "interrupted.pth"
+
 
 def write_file(path: str | Path, content: bytes) -> None:
     """Writes a file aside in the same directory, then renames it to its name.

@@ -6,7 +6,10 @@ import re
 import zipfile
 from pathlib import Path
 
-from rednet.checkpoint.reading import can_name_types
+from mmengine.config import Config
+
+from rednet.checkpoint.reading import can_name_types, read_meta
+from rednet.checkpoint.writing import INTERRUPTED, LAST_CHECKPOINT
 from rednet.cli.paths import check_checkpoint
 from rednet.errors import UserError
 
@@ -42,6 +45,27 @@ def newest_checkpoint(work_dir: str | Path) -> tuple[Path | None, list[str]]:
     return None, []
 
 
+def keep_seed(config: Config, checkpoint: str | Path) -> None:
+    """Puts the seed of a checkpoint's training into the config that continues it.
+
+    mmengine restores it too, but only after the samplers were built with another.
+
+    Raises:
+        UserError: If the checkpoint was not written by a training.
+    """
+    if "://" in str(checkpoint) or not can_name_types():
+        return
+    try:
+        seed = read_meta(checkpoint).get("seed")
+    except UserError as error:
+        raise UserError(
+            f"--resume: {error}; load_from={checkpoint} starts a training from its weights"
+        ) from error
+    randomness = dict(config.get("randomness") or {})
+    if seed is not None and randomness.get("seed") is None:
+        config.randomness = dict(randomness, seed=seed)
+
+
 def _check_end(path: Path) -> None:
     """Checks that a file is whole where this torch cannot read it with ``weights_only``.
 
@@ -60,7 +84,9 @@ def _candidates(folder: Path) -> list[Path]:
     numbers = {name: _NUMBERED.fullmatch(name) for name in files}
     numbered = {name: int(match[1]) for name, match in numbers.items() if match}
     names = sorted(numbered, key=lambda name: numbered[name], reverse=True)
-    last = _last_name(files.get("last_checkpoint"))
+    if INTERRUPTED in files:
+        names.insert(0, INTERRUPTED)
+    last = _last_name(files.get(LAST_CHECKPOINT))
     if last in files and last not in names:
         names.insert(0, last)
     return [files[name] for name in names]

@@ -13,11 +13,10 @@ from mmengine.fileio import LocalBackend, register_backend
 from mmengine.hooks import CheckpointHook
 from mmengine.runner import Runner
 
-from rednet.checkpoint.writing import write_file
+from rednet.checkpoint.writing import INTERRUPTED, LAST_CHECKPOINT, write_file
 from rednet.registry import HOOKS
 
-LAST_CHECKPOINT = "last_checkpoint"
-_BACKEND = "rednet_safe_local"
+LOCAL_BACKEND = "rednet_safe_local"
 
 
 class SafeLocalBackend(LocalBackend):
@@ -28,7 +27,7 @@ class SafeLocalBackend(LocalBackend):
         write_file(filepath, obj)
 
 
-register_backend(_BACKEND, SafeLocalBackend)
+register_backend(LOCAL_BACKEND, SafeLocalBackend)
 
 
 class _LaterRemoval(SafeLocalBackend):
@@ -81,10 +80,22 @@ class SafeCheckpointHook(CheckpointHook):
         self._later = _LaterRemoval()
         self._local = "://" not in str(self.out_dir or runner.work_dir)
         if self._local and self.backend_args is None and self.file_client_args is None:
-            self.backend_args = dict(backend=_BACKEND)
+            self.backend_args = dict(backend=LOCAL_BACKEND)
         super().before_train(runner)
         if self._local:
             self.file_backend = self._later
+
+    def before_save_checkpoint(self, runner: Runner, checkpoint: dict[str, Any]) -> None:
+        """Leaves functions out of the schedulers' states: ``weights_only`` would refuse them.
+
+        A scheduler that is built again has them, such as ``OneCycleLR`` its annealing function.
+        """
+        states = checkpoint.get("param_schedulers", [])
+        for group in states.values() if isinstance(states, dict) else [states]:
+            group[:] = [
+                {key: value for key, value in state.items() if not callable(value)}
+                for state in group
+            ]
 
     def _save_checkpoint_with_step(self, runner: Runner, step: int, meta: dict[str, Any]) -> None:
         if not self._local:
@@ -108,6 +119,7 @@ class SafeCheckpointHook(CheckpointHook):
         if is_main_process():
             name = os.path.relpath(self.last_ckpt, runner.work_dir)
             write_file(Path(runner.work_dir, LAST_CHECKPOINT), os.fsencode(name))
+            Path(runner.work_dir, INTERRUPTED).unlink(missing_ok=True)
         self._remove_outdated()
 
     def _keep(self, runner: Runner, step: int) -> None:

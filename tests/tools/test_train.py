@@ -122,7 +122,8 @@ def test_every_training_is_checked() -> None:
     config = Config(dict(custom_hooks=[dict(type="NonFiniteLossHook", action="skip")]))
     train._add_checks(config)
     skip = dict(type="NonFiniteLossHook", action="skip")
-    assert config.custom_hooks == [skip, dict(type="FrozenWeightsHook")]
+    added = [dict(type="FrozenWeightsHook"), dict(type="InterruptHook")]
+    assert config.custom_hooks == [skip, *added]
 
 
 @pytest.mark.parametrize("named", ["CheckpointHook", "mmengine.CheckpointHook", None])
