@@ -58,6 +58,7 @@ PUBLIC_NAMES = {
     ),
     "rednet.models": (
         "RedNet",
+        "SwapConv",
         "build_conv_cls_head",
         "build_dropout_cls_head",
         "swap_conv",

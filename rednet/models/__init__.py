@@ -4,12 +4,13 @@ from rednet.models.conv_cls_head import build_conv_cls_head
 from rednet.models.dropout_cls_head import build_dropout_cls_head
 from rednet.models.model_index import register_models
 from rednet.models.rednet import RedNet
-from rednet.models.swap_conv import swap_conv
+from rednet.models.swap_conv import SwapConv, swap_conv
 
 register_models()
 
 __all__ = [
     "RedNet",
+    "SwapConv",
     "build_conv_cls_head",
     "build_dropout_cls_head",
     "swap_conv",

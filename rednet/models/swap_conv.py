@@ -102,8 +102,9 @@ def swap_conv(
     return swapped
 
 
-@MODELS.register_module(name="SwapConv")
-def build_swapped(
+# Named as configs name it: a new-style config imports it and writes type=SwapConv.
+@MODELS.register_module()
+def SwapConv(
     module: dict[str, Any],
     conv_cfg: dict[str, Any],
     include: Patterns = "",

@@ -11,6 +11,7 @@ import torch
 import torch.distributed as dist
 from mmcv.cnn import ConvModule
 from mmcv.cnn.bricks.conv2d_adaptive_padding import Conv2dAdaptivePadding
+from mmengine.config import Config
 from mmengine.logging import MMLogger
 from mmengine.model import BaseModule
 from mmengine.registry import MODELS, DefaultScope
@@ -365,3 +366,29 @@ def test_a_type_of_one_library_is_found_without_a_default_scope() -> None:
         )
     )
     assert type(built).__name__ == "SEResNet"
+
+
+NEW_STYLE = """
+from mmdet.models import FPN
+
+from rednet.layers import Involution2d
+from rednet.models import SwapConv
+
+default_scope = None
+neck = dict(
+    type=SwapConv,
+    module=dict(type=FPN, in_channels=[16, 32], out_channels=16, num_outs=2),
+    conv_cfg=dict(type=Involution2d, kernel_size=3, bias=False),
+    include=r"^fpn_convs\\.\\d+\\.conv$",
+)
+"""
+
+
+def test_a_new_style_config_imports_it_and_survives_a_dump(tmp_path: Path) -> None:
+    pytest.importorskip("mmdet")
+    (tmp_path / "new_style.py").write_text(NEW_STYLE)
+    config = Config.fromfile(tmp_path / "new_style.py", lazy_import=True)
+    config.dump(tmp_path / "dumped.py")
+    for file in ("new_style.py", "dumped.py"):
+        neck = MODELS.build(Config.fromfile(tmp_path / file).neck)
+        assert isinstance(neck.fpn_convs[0].conv, Involution2d)
