@@ -70,7 +70,7 @@ def draw_overview(view: View, names: Sequence[str], limit: int) -> np.ndarray:
         notes.append(f"{len(names) - limit} of {len(names)} layers left out")
     first = view.maps[shown[0]]
     height, width = view.picture.shape[:2]
-    title = f"{first.quantity}, mean over each layer's {first.unit}s"
+    title = f"{first.quantity}, mean over each layer's {_plural(first.unit)}"
     figure, cells = _grid(len(shown) + 1, title, height / width, notes)
     _show_picture(cells[0], view)
     for axes, name in zip(cells[1:], shown, strict=True):
@@ -83,7 +83,7 @@ def draw_overview(view: View, names: Sequence[str], limit: int) -> np.ndarray:
 def _footnotes(legend: str, maps: Maps, limit: int, over: bool) -> list[str]:
     notes, count = [legend], len(maps.values)
     if count > limit:
-        notes.append(f"{count - limit} of {count} {maps.unit}s left out")
+        notes.append(f"{count - limit} of {count} {_plural(maps.unit)} left out")
     if maps.batch > 1:
         notes.append(f"the first of {maps.batch} regions")
     elif not over:
@@ -213,8 +213,7 @@ def draw_attention(
         _label_columns(axes, values[:limit])
         figure.colorbar(picture, ax=axes, pad=0.01)
     if len(rows) > limit:
-        word = {"class": "classes"}.get(row_name, f"{row_name}s")
-        text = f"{len(rows) - limit} of {len(rows)} {word} left out"
+        text = f"{len(rows) - limit} of {len(rows)} {_plural(row_name)} left out"
         figure.supxlabel(text, fontsize=8, color=_WARNING)
     return _to_image(figure)
 
@@ -259,6 +258,10 @@ def draw_weights(name: str, panels: Mapping[str, np.ndarray]) -> np.ndarray:
                 column, row, f"{value:.2g}", ha="center", va="center", fontsize=size, color=color
             )
     return _to_image(figure)
+
+
+def _plural(word: str) -> str:
+    return f"{word}es" if word.endswith(("s", "ch")) else f"{word}s"
 
 
 def _to_image(figure: Any) -> np.ndarray:
