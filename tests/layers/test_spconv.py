@@ -62,7 +62,7 @@ def test_without_padding_the_1x1_paths_see_the_windows_centers(stride: int) -> N
     [
         (16, 1.0, "gives 16 and 0"),
         (16, 1 / 32, "gives 0 and 16"),
-        (18, 0.5, "gives 9, which is no multiple of 2"),
+        (18, 0.5, "gives 9, which is not a multiple of 2"),
     ],
 )
 def test_both_parts_hold_channels(in_channels: int, ratio: float, reason: str) -> None:

@@ -49,4 +49,4 @@ def test_batches_of_nothing(capsys: pytest.CaptureFixture[str]) -> None:
 )
 def test_a_layer_that_is_none(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     assert run(benchmark_layers.main, arguments) == 2
-    assert "'Spconv' is no registered layer" in capsys.readouterr().err
+    assert "'Spconv' is not a registered layer" in capsys.readouterr().err
