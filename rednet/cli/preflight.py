@@ -189,8 +189,15 @@ def _class_folders(loader: str, dataset: Any) -> tuple[str, list[str]]:
 
     folder = dataset.img_prefix
     classes = find_folders(folder)[0]
-    if not any(_images(folder, classes, dataset.extensions)):
+    number, others = _count_images(Path(folder), classes, dataset.extensions)
+    if not number:
         raise UserError(_no_data(loader, dataset, f"{folder} holds no image in a class folder"))
+    if others:
+        kind = "a folder" if others[0].is_dir() else "a link that leads nowhere"
+        raise UserError(
+            f"{folder}: {len(others)} of {number} images are not files; the first, "
+            f"{others[0].path}, is {kind}"
+        )
     if dataset.CLASSES is not None and len(dataset.CLASSES) != len(classes):
         raise UserError(
             f"{folder} holds {len(classes)} class folders, and the config names "
@@ -199,11 +206,26 @@ def _class_folders(loader: str, dataset: Any) -> tuple[str, list[str]]:
     return folder, classes
 
 
-def _images(folder: str, classes: Sequence[str], extensions: Sequence[str]) -> Iterator[Path]:
+def _count_images(
+    folder: Path, classes: Sequence[str], extensions: Sequence[str]
+) -> tuple[int, list[os.DirEntry[str]]]:
+    """The number of images, and those that are not files, which mmpretrain leaves out silently."""
+    number, others = 0, []
     for name in classes:
-        for path in Path(folder, name).rglob("*"):
-            if path.name.lower().endswith(tuple(extensions)):
-                yield path
+        for image in _images(folder / name, tuple(extensions)):
+            number += 1
+            if not image.is_file():
+                others.append(image)
+    return number, others
+
+
+def _images(folder: Path, extensions: tuple[str, ...]) -> Iterator[os.DirEntry[str]]:
+    """What has the name of an image. The listing of a folder tells what most entries are."""
+    for entry in sorted(os.scandir(folder), key=lambda entry: entry.name):
+        if entry.name.lower().endswith(extensions):
+            yield entry
+        elif entry.is_dir():
+            yield from _images(Path(entry.path), extensions)
 
 
 def _head_classes(config: Config) -> int | None:

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+from collections.abc import Callable
 from importlib.machinery import ModuleSpec
 from pathlib import Path
 
@@ -65,6 +66,23 @@ def test_an_image_folder(tmp_path: Path) -> None:
     notes = check_config(config, LOADERS)
     assert config.val_evaluator.topk == config.test_evaluator.topk == (1,)
     assert len(notes) == 2 and all("topk is (1,)" in note for note in notes)
+
+
+@pytest.mark.parametrize(
+    ("kind", "make"),
+    [
+        ("a folder", lambda path: path.mkdir()),
+        ("a link that leads nowhere", lambda path: path.symlink_to("nowhere")),
+    ],
+)
+def test_images_that_are_not_files(kind: str, make: Callable[[Path], None], tmp_path: Path) -> None:
+    pytest.importorskip("mmpretrain")
+    config = imagenet(write_image_folder(tmp_path), model__head__num_classes=3)
+    path = tmp_path / "train" / CLASSES[1] / "zebra.JPEG"
+    make(path)
+    message = rf"train: 1 of \d+ images are not files; the first, {path}, is {kind}"
+    with pytest.raises(UserError, match=message):
+        check_config(config, LOADERS)
 
 
 def test_data_that_name_their_classes(tmp_path: Path) -> None:
