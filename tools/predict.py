@@ -21,6 +21,7 @@ from mmengine.dataset import Compose, default_collate
 from mmengine.device import get_device
 
 from rednet.checkpoint.reading import require_weights_only
+from rednet.checkpoint.writing import write_file
 from rednet.cli.arguments import config_parser
 from rednet.cli.command import run
 from rednet.cli.config import read_config
@@ -52,7 +53,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         if args.out:
             predictor.draw(image, sample, str(Path(args.out, Path(path).name)))
     if args.out:
-        Path(args.out, PREDICTIONS).write_text(json.dumps(results, indent=2) + "\n")
+        write_file(Path(args.out, PREDICTIONS), (json.dumps(results, indent=2) + "\n").encode())
 
 
 def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:

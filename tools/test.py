@@ -14,6 +14,7 @@ from mmengine.dist import is_main_process
 from mmengine.registry import METRICS
 from mmengine.runner import Runner
 
+from rednet.checkpoint.writing import write_file
 from rednet.cli.arguments import add_runner_arguments, config_parser, positive
 from rednet.cli.command import run
 from rednet.cli.config import read_config
@@ -51,7 +52,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         runner, item = _set_up(args)
     metrics, _ = run_loops(runner, runner.test)
     if item == "metrics" and is_main_process():
-        mmengine.dump(metrics, args.out)
+        content = mmengine.dump(metrics, file_format=Path(args.out).suffix[1:])
+        write_file(args.out, content if isinstance(content, bytes) else content.encode())
 
 
 def _set_up(args: argparse.Namespace) -> tuple[Runner, str | None]:

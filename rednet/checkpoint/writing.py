@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import io
 import os
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
+
+import torch
 
 from rednet.errors import UserError
 
@@ -30,6 +35,21 @@ def write_file(path: str | Path, content: bytes) -> None:
         _write_aside_and_rename(target, content)
     except OSError as error:
         raise UserError(f"{path} cannot be written: {error.strerror or error}") from error
+
+
+def write_checkpoint(path: str | Path, checkpoint: Mapping[str, Any]) -> None:
+    """Writes a checkpoint as :func:`write_file` does.
+
+    Args:
+        path: The file.
+        checkpoint: What ``torch.save`` saves.
+
+    Raises:
+        UserError: If it cannot be written.
+    """
+    content = io.BytesIO()
+    torch.save(checkpoint, content)
+    write_file(path, content.getvalue())
 
 
 def _write_aside_and_rename(target: Path, content: bytes) -> None:

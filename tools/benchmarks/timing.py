@@ -20,6 +20,7 @@ from typing import Any, NamedTuple
 
 import torch
 
+from rednet.checkpoint.writing import write_file
 from rednet.cli.arguments import positive
 from rednet.cli.paths import check_output
 from rednet.errors import UserError
@@ -293,4 +294,4 @@ def write_results(
 ) -> None:
     """Writes machine, arguments and records as JSON."""
     results = dict(machine=machine, arguments=vars(args), records=records)
-    path.write_text(json.dumps(results, indent=1, default=str) + "\n")
+    write_file(path, (json.dumps(results, indent=1, default=str) + "\n").encode())

@@ -12,10 +12,9 @@ from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
-import torch
-
 from rednet.checkpoint.published import convert
 from rednet.checkpoint.reading import read_state_dict
+from rednet.checkpoint.writing import write_checkpoint
 from rednet.cli.arguments import add_config_options
 from rednet.cli.command import run
 from rednet.cli.config import read_config
@@ -44,7 +43,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if not result.state_dict:
         raise UserError(f"no entry of {args.checkpoint} can be used: {args.output} is not written")
     origin = dict(converted_from=Path(args.checkpoint).name, rednet_version=__version__)
-    torch.save(dict(meta=origin, state_dict=result.state_dict), args.output)
+    write_checkpoint(args.output, dict(meta=origin, state_dict=result.state_dict))
     print(f"written: {args.output}")
 
 

@@ -15,11 +15,12 @@ from typing import Any
 
 import torch
 from mmengine.config import Config
-from mmengine.runner import load_checkpoint, save_checkpoint
+from mmengine.runner import load_checkpoint
 from torch import Tensor, nn
 
 from rednet import switch_to_deploy
 from rednet.checkpoint.reading import require_weights_only
+from rednet.checkpoint.writing import write_checkpoint, write_file
 from rednet.cli.arguments import config_parser, image_size
 from rednet.cli.command import run
 from rednet.cli.config import import_rednet, read_config
@@ -79,12 +80,12 @@ def _features(model: nn.Module, images: Tensor) -> Any:
 def _write(model: nn.Module, meta: dict[str, Any], config: Config, prefix: str) -> tuple[str, str]:
     """Writes the checkpoint and the config; returns their paths."""
     checkpoint, deployed = f"{prefix}.pth", f"{prefix}.py"
-    save_checkpoint({"meta": meta, "state_dict": model.state_dict()}, checkpoint)
+    write_checkpoint(checkpoint, {"meta": meta, "state_dict": model.state_dict()})
     config = Config(config.to_dict())
     config.model = dict(type="Deployed", module=config.model)
     config.load_from, config.resume = checkpoint, False
     import_rednet(config)
-    config.dump(deployed)
+    write_file(deployed, config.pretty_text.encode())
     return checkpoint, deployed
 
 
