@@ -41,7 +41,9 @@ struct Problem {
   int64_t group_channels() const { return channels / groups; }
   int64_t taps() const { return vertical.kernel * horizontal.kernel; }
 
-  int64_t multiply_adds() const { return batch * channels * taps() * vertical.output * horizontal.output; }
+  int64_t multiply_adds() const {
+    return batch * channels * taps() * vertical.output * horizontal.output;
+  }
 };
 
 template <typename Stored>
@@ -234,13 +236,15 @@ class WeightRows {
         pixels_(problem.horizontal.output) {}
 
   // Numbers from one kernel column, and from one pixel, to the next.
-  ptrdiff_t tap_step() const { return kInPlace ? problem_.weight.strides[3] : dense_ ? pixels_ : 1; }
-
-  ptrdiff_t pixel_step() const { return kInPlace ? problem_.weight.strides[5] : dense_ ? 1 : taps_; }
-
-  int64_t scratch() const {
-    return kInPlace ? 0 : round_up(problem_.taps() * pixels_, kLine<Sum>);
+  ptrdiff_t tap_step() const {
+    return kInPlace ? problem_.weight.strides[3] : dense_ ? pixels_ : 1;
   }
+
+  ptrdiff_t pixel_step() const {
+    return kInPlace ? problem_.weight.strides[5] : dense_ ? 1 : taps_;
+  }
+
+  int64_t scratch() const { return kInPlace ? 0 : round_up(problem_.taps() * pixels_, kLine<Sum>); }
 
   // The weights of kernel row kh for output row h.
   const Sum* read_row(int64_t n, int64_t g, int64_t kh, int64_t h, Sum* scratch) const {
@@ -251,7 +255,8 @@ class WeightRows {
       Sum* to = scratch + kh * taps_ * pixels_;
       const ptrdiff_t tap = problem_.weight.strides[3], pixel = problem_.weight.strides[5];
       if (dense_)
-        for (int64_t kw = 0; kw < taps_; ++kw) load(to + kw * pixels_, from + kw * tap, pixel, pixels_);
+        for (int64_t kw = 0; kw < taps_; ++kw)
+          load(to + kw * pixels_, from + kw * tap, pixel, pixels_);
       else
         for (int64_t x = 0; x < pixels_; ++x) load(to + x * taps_, from + x * pixel, tap, taps_);
       return to;
@@ -278,13 +283,17 @@ SumPixels<Sum> choose_kernel(const Window<Sum>& window) {
     neighbors = neighbors && columns[c].pixel - columns[c - 1].pixel == window.pixel_step;
   const bool dense = window.weight_step == 1;
   if (neighbors && window.column_count == 3)
-    return dense ? sum_pixels_of_rows<Sum, Pixels, 3, true> : sum_pixels_of_rows<Sum, Pixels, 3, false>;
+    return dense ? sum_pixels_of_rows<Sum, Pixels, 3, true>
+                 : sum_pixels_of_rows<Sum, Pixels, 3, false>;
   if (neighbors && window.column_count == 4)  // every other one of 7
-    return dense ? sum_pixels_of_rows<Sum, Pixels, 4, true> : sum_pixels_of_rows<Sum, Pixels, 4, false>;
+    return dense ? sum_pixels_of_rows<Sum, Pixels, 4, true>
+                 : sum_pixels_of_rows<Sum, Pixels, 4, false>;
   if (neighbors && window.column_count == 5)
-    return dense ? sum_pixels_of_rows<Sum, Pixels, 5, true> : sum_pixels_of_rows<Sum, Pixels, 5, false>;
+    return dense ? sum_pixels_of_rows<Sum, Pixels, 5, true>
+                 : sum_pixels_of_rows<Sum, Pixels, 5, false>;
   if (neighbors && window.column_count == 7)
-    return dense ? sum_pixels_of_rows<Sum, Pixels, 7, true> : sum_pixels_of_rows<Sum, Pixels, 7, false>;
+    return dense ? sum_pixels_of_rows<Sum, Pixels, 7, true>
+                 : sum_pixels_of_rows<Sum, Pixels, 7, false>;
   return sum_pixels<Sum, Pixels>;
 }
 
@@ -311,7 +320,8 @@ class PaddedImage {
       : problem_(problem),
         image_(problem, problem.image, problem.horizontal.input),
         row_((problem.horizontal.input + 2 * problem.horizontal.padding) * image_.pixel()),
-        tiling_(problem, problem.vertical.output, problem.vertical.reach() / problem.vertical.stride,
+        tiling_(problem, problem.vertical.output,
+                problem.vertical.reach() / problem.vertical.stride,
                 row_ * problem.vertical.stride * sizeof(Sum), threads) {}
 
   int64_t rows(int64_t output_rows) const {
@@ -350,8 +360,9 @@ class PaddedImage {
 
 template <typename Sum>
 int64_t tables_size(int64_t rows, int64_t columns) {
-  return round_up((rows * sizeof(KernelRow<Sum>) + columns * sizeof(KernelColumn)) / sizeof(Sum) + 1,
-                  kLine<Sum>);
+  return round_up(
+      (rows * sizeof(KernelRow<Sum>) + columns * sizeof(KernelColumn)) / sizeof(Sum) + 1,
+      kLine<Sum>);
 }
 
 template <typename Stored>
@@ -385,8 +396,14 @@ class Forward : PaddedImage<Stored> {
     this->read_image(task, image);
     for (int64_t kw = 0; kw < h.kernel; ++kw)
       columns[kw] = {kw * weight_.tap_step(), this->column_offset(kw)};
-    const Window<Sum> window = {rows, columns, v.kernel, h.kernel, weight_.pixel_step(),
-                                this->pixel_step(), pixels_.pixel(), pixels_.lines()};
+    const Window<Sum> window = {rows,
+                                columns,
+                                v.kernel,
+                                h.kernel,
+                                weight_.pixel_step(),
+                                this->pixel_step(),
+                                pixels_.pixel(),
+                                pixels_.lines()};
     for (int64_t first = task.first; first < task.end; first += strip()) {
       const int64_t count = smaller(strip(), task.end - first);
       for (int64_t row = first; row < first + count; ++row) {
@@ -436,7 +453,8 @@ class GradInput {
     auto* rows = reinterpret_cast<KernelRow<Sum>*>(weight + weight_.scratch());
     auto* columns = reinterpret_cast<KernelColumn*>(rows + problem_.vertical.kernel);
     const int64_t first_output = first_output_row(task.first);
-    pixels_.read_rows(task.n, task.g, first_output, end_output_row(task.end) - first_output, pixels);
+    pixels_.read_rows(task.n, task.g, first_output, end_output_row(task.end) - first_output,
+                      pixels);
     for (int64_t first = task.first; first < task.end; first += strip()) {
       const int64_t count = smaller(strip(), task.end - first);
       for (int64_t row = first; row < first + count; ++row) {
@@ -469,8 +487,8 @@ class GradInput {
   }
 
   // The kernel rows that have read this row of the input.
-  int64_t find_rows(const Task& task, int64_t row, int64_t first_output, const Sum* pixels, Sum* weight,
-                    KernelRow<Sum>* rows) const {
+  int64_t find_rows(const Task& task, int64_t row, int64_t first_output, const Sum* pixels,
+                    Sum* weight, KernelRow<Sum>* rows) const {
     const Side& v = problem_.vertical;
     int64_t count = 0;
     for (int64_t kh = 0; kh < v.kernel; ++kh) {
@@ -497,13 +515,19 @@ class GradInput {
 
   // Pixel number i of a phase is column i * stride + phase of the padded input. The output pixel that kernel column c
   // has put its contribution to is number i - shift(c); near the borders some do not exist.
-  void sum_phase(const KernelRow<Sum>* rows, int64_t row_count, int64_t phase, KernelColumn* columns,
-                 Sum* sums) const {
+  void sum_phase(const KernelRow<Sum>* rows, int64_t row_count, int64_t phase,
+                 KernelColumn* columns, Sum* sums) const {
     const Side& h = problem_.horizontal;
     const int64_t count = find_columns(phase, columns);
     const auto shift = [&](int64_t c) { return -columns[c].pixel / pixels_.pixel(); };
-    Window<Sum> window = {rows, columns, row_count, count, weight_.pixel_step(), pixels_.pixel(),
-                          h.stride * image_.pixel(), pixels_.lines()};
+    Window<Sum> window = {rows,
+                          columns,
+                          row_count,
+                          count,
+                          weight_.pixel_step(),
+                          pixels_.pixel(),
+                          h.stride * image_.pixel(),
+                          pixels_.lines()};
     Sum* to = sums + (phase - h.padding) * image_.pixel();
     const int64_t first = ceil_div(larger(h.padding - phase, 0), h.stride);
     const int64_t end = ceil_div(larger(h.padding + h.input - phase, 0), h.stride);
@@ -571,8 +595,9 @@ class GradWeight : PaddedImage<Stored> {
     for (int64_t row = task.first; row < task.end; row += strip_) {
       const int64_t rows = smaller(strip_, task.end - row);
       pixels_.read_rows(task.n, task.g, row, rows, pixels);
-      const Strip strip = {pixels, image + this->row_offset(row - task.first, 0), taps, windows,
-                           weight_row<Stored>(problem_, task.n, task.g, 0, row), rows * columns};
+      const Strip strip = {
+          pixels,  image + this->row_offset(row - task.first, 0),        taps,
+          windows, weight_row<Stored>(problem_, task.n, task.g, 0, row), rows * columns};
       correlate_blocks_of_taps(strip);
       correlate_blocks_of_pixels(strip);
     }
@@ -604,10 +629,11 @@ class GradWeight : PaddedImage<Stored> {
     const ptrdiff_t same[lanes] = {}, step = problem_.weight.strides[5];
     for (int64_t i = 0; i < strip.count; ++i) {
       for (int64_t t = 0; t < tap_blocks_ * lanes; t += lanes)
-        store_vector<Sum>(strip.weight + i * step + t,
-                          correlate(strip.pixels + i * pixels_.pixel(), same,
-                                    strip.image + strip.windows[i], strip.taps + t, pixels_.lines()),
-                          1, lanes);
+        store_vector<Sum>(
+            strip.weight + i * step + t,
+            correlate(strip.pixels + i * pixels_.pixel(), same, strip.image + strip.windows[i],
+                      strip.taps + t, pixels_.lines()),
+            1, lanes);
     }
   }
 
@@ -622,10 +648,10 @@ class GradWeight : PaddedImage<Stored> {
         windows[lane] = strip.windows[first + smaller(lane, count - 1)];
       }
       for (int64_t t = tap_blocks_ * lanes; t < problem_.taps(); ++t)
-        store_vector<Sum>(strip.weight + t / kernel * s[2] + t % kernel * s[3] + first * s[5],
-                          correlate(strip.pixels, pixels, strip.image + strip.taps[t], windows,
-                                    pixels_.lines()),
-                          s[5], count);
+        store_vector<Sum>(
+            strip.weight + t / kernel * s[2] + t % kernel * s[3] + first * s[5],
+            correlate(strip.pixels, pixels, strip.image + strip.taps[t], windows, pixels_.lines()),
+            s[5], count);
     }
   }
 

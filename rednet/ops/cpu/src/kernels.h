@@ -105,7 +105,8 @@ void sum_pixel(const Window<Sum>& window, int64_t pixel, Sum* to) {
 #pragma GCC unroll 16
         for (int i = 0; i < kSums; ++i) {
           if (c + i < window.column_count)
-            sums.add(i, weight[window.columns[c + i].weight], numbers + window.columns[c + i].pixel);
+            sums.add(i, weight[window.columns[c + i].weight],
+                     numbers + window.columns[c + i].pixel);
         }
       }
     }
@@ -130,7 +131,8 @@ void sum_pixels_of_rows(const Window<Sum>& window, int64_t first, Sum* to) {
 #pragma GCC unroll 16
         for (int p = 0; p < Pixels; ++p) {
           if (x >= p && x - p < Columns)
-            sums.add(p, weight[(x - p) * column_step + p * weight_step], pixel + x * window.pixel_step);
+            sums.add(p, weight[(x - p) * column_step + p * weight_step],
+                     pixel + x * window.pixel_step);
         }
       }
     }
@@ -148,7 +150,8 @@ Vector<Sum> correlate(const Sum* a, const ptrdiff_t* a_offsets, const Sum* b,
       const Sum *a_line = a + a_offsets[i] + line, *b_line = b + b_offsets[i] + line;
       Vector<Sum> product{};
 #pragma GCC unroll 16
-      for (int v = 0; v < kLine<Sum>; v += kLanes<Sum>) product += read(a_line + v) * read(b_line + v);
+      for (int v = 0; v < kLine<Sum>; v += kLanes<Sum>)
+        product += read(a_line + v) * read(b_line + v);
       return product;
     });
   }

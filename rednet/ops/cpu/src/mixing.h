@@ -26,8 +26,8 @@ struct Mixture {
   Matrix expert_rows;                 // (experts, numbers)
   Matrix kernel_rows;                 // (samples, numbers): the kernels or their gradient
   Matrix expert_gradients;            // (experts, numbers): filled, or added to
-  Matrix share_gradients;             // (pieces, samples * experts): those that each piece contributes
-  int64_t adds;                       // whether expert_gradients are added to
+  Matrix share_gradients;  // (pieces, samples * experts): those that each piece contributes
+  int64_t adds;            // whether expert_gradients are added to
 
   int64_t multiply_adds() const { return samples * experts * numbers; }
 };
@@ -90,7 +90,8 @@ struct WeightedSums {
     in_blocks<kBlockRows>(sum_count, [&](auto count, int64_t first) {
       constexpr int lanes = kLanes<Number>, step = lanes * kBlockColumns;
       int64_t x = 0;
-      for (; x + step <= numbers; x += step) sum_block<Vector<Number>, count, kBlockColumns>(first, x);
+      for (; x + step <= numbers; x += step)
+        sum_block<Vector<Number>, count, kBlockColumns>(first, x);
       for (; x + lanes <= numbers; x += lanes) sum_block<Vector<Number>, count, 1>(first, x);
       for (; x < numbers; ++x) sum_block<Number, count, 1>(first, x);
     });
@@ -230,9 +231,9 @@ class MixGradients : public MixingOperation<Number> {
                                             mixture_.experts,
                                             mixture_.adds != 0};
     gradients.compute(this->size(task));
-    const DotProducts<Number> parts = {kernels, this->rows(mixture_.expert_rows, task),
-                                       mixture_.samples, mixture_.experts,
-                                       static_cast<Number*>(products.data) + task * products.row_step};
+    const DotProducts<Number> parts = {
+        kernels, this->rows(mixture_.expert_rows, task), mixture_.samples, mixture_.experts,
+        static_cast<Number*>(products.data) + task * products.row_step};
     parts.compute(this->size(task));
   }
 };

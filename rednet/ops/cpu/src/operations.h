@@ -46,9 +46,7 @@ int execute(const Problem& problem, int threads) {
   Sum* scratch = static_cast<Sum*>(memory);
   const int64_t turn = ceil_div(operation.tasks(), threads * kTurnsPerThread);
   std::atomic<int64_t> next(0);
-  auto run = [&](int thread) {
-    work(operation, next, turn, scratch + thread * numbers, numbers);
-  };
+  auto run = [&](int thread) { work(operation, next, turn, scratch + thread * numbers, numbers); };
   const auto run_this_thread = [](void* argument) {
     (*static_cast<decltype(run)*>(argument))(omp_get_thread_num());
   };
