@@ -8,6 +8,7 @@ import sys
 from collections.abc import Sequence
 
 from torch.distributed import run as torchrun
+from torch.distributed.elastic.multiprocessing.api import SignalException
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 
 USER_ERROR = 2
@@ -23,7 +24,7 @@ def main(arguments: Sequence[str]) -> int:
 
     Returns:
         The exit status: that of the process that failed first, 128 and the signal's number if it
-        was killed, or 0.
+        was killed, or if this process was told to stop, or 0.
     """
     logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)
     try:
@@ -35,6 +36,8 @@ def main(arguments: Sequence[str]) -> int:
         name = signal.Signals(-failure.exitcode).name
         print(f"error: process {rank} was killed by {name}", file=sys.stderr)
         return 128 - failure.exitcode
+    except SignalException as error:  # the processes have got it too, and have ended
+        return 128 + int(error.sigval)
     except (OSError, RuntimeError) as error:  # of its store
         if "address already in use" not in str(error).lower() and "EADDRINUSE" not in str(error):
             raise

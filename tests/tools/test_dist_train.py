@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -24,7 +25,16 @@ SHORT = [
 
 
 def call(folder: Path, script: str, *arguments: str) -> subprocess.CompletedProcess:
-    """Runs a script in a folder, where mmengine leaves one of its own."""
+    """Runs a script to its end."""
+    with start(folder, script, *arguments) as process:
+        output, error = process.communicate()
+    return subprocess.CompletedProcess(process.args, process.returncode, output, error)
+
+
+def start(
+    folder: Path, script: str, *arguments: str, stderr: int = subprocess.PIPE
+) -> subprocess.Popen:
+    """Starts a script in a folder, where mmengine leaves one of its own."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -35,7 +45,9 @@ def call(folder: Path, script: str, *arguments: str) -> subprocess.CompletedProc
         "OMP_NUM_THREADS": "1",
     }
     command = [str(ROOT / "tools" / script), *arguments]
-    return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True)
+    return subprocess.Popen(
+        command, cwd=folder, env=environment, stdout=subprocess.PIPE, stderr=stderr, text=True
+    )
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="processes share the GPUs there are")
@@ -55,6 +67,23 @@ def test_two_processes_train_and_evaluate_on_the_cpu(tmp_path: Path) -> None:
     )
     assert done.returncode == 0, done.stderr
     assert "accuracy/top1" in Path(metrics).read_text()
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="processes share the GPUs there are")
+def test_two_processes_stop_together_when_they_are_told_to(tmp_path: Path) -> None:
+    pytest.importorskip("mmpretrain")
+    arguments = [CONFIG, "2", "--work-dir", str(tmp_path), *SHORT, "train_cfg.max_epochs=1000"]
+    both = subprocess.STDOUT  # a pipe that nobody reads would fill up
+    with start(tmp_path, "dist_train.sh", *arguments, stderr=both) as process:
+        assert process.stdout is not None
+        assert any("Epoch(val) [2]" in line for line in process.stdout)
+        process.send_signal(signal.SIGTERM)
+        lines = process.stdout.readlines()
+    assert process.returncode == 128 + signal.SIGTERM
+    assert sum("SIGTERM: stopped after" in line for line in lines) == 1
+    assert not any("Traceback" in line for line in lines)
+    state = torch.load(tmp_path / "interrupted.pth", weights_only=True)
+    assert state["meta"]["iter"] > 2
 
 
 @pytest.mark.parametrize(
