@@ -65,6 +65,13 @@ def test_the_size_can_be_fixed(config: Path, tmp_path: Path, capsys: pytest.Capt
     assert "the weights are random" in printed
 
 
+def test_one_number_is_both_sides(
+    config: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    assert _call(config, "--out", tmp_path / "m.onnx", "--shape", "16", "--fixed-size") == 0
+    assert "image: batch x 3 x 16 x 16" in capsys.readouterr().out
+
+
 def test_a_wrong_output_is_not_written(
     config: Path, tmp_path: Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:

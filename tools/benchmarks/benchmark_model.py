@@ -103,9 +103,10 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--shape",
         type=positive,
-        nargs=2,
-        metavar=("HEIGHT", "WIDTH"),
-        help="size of the images (224 224; for detectors 800 1280, for segmentors 1024 2048)",
+        nargs="+",
+        metavar="PIXELS",
+        help="height and width, or one number for both, of the images (224 224; for detectors 800 "
+        "1280, for segmentors 1024 2048)",
     )
     add_config_options(parser)
     add_arguments(parser, turns=10)

@@ -61,9 +61,10 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--shape",
         type=int,
-        nargs=2,
-        metavar=("HEIGHT", "WIDTH"),
-        help="size of the images that the model is recorded with (224 224)",
+        nargs="+",
+        metavar="PIXELS",
+        help="height and width, or one number for both, of the images that the model is recorded "
+        "with (224 224)",
     )
     parser.add_argument(
         "--backbone",

@@ -54,9 +54,10 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--shape",
         type=int,
-        nargs=2,
-        metavar=("HEIGHT", "WIDTH"),
-        help="size of the random images on which the outputs are compared (224 224)",
+        nargs="+",
+        metavar="PIXELS",
+        help="height and width, or one number for both, of the random images on which the outputs "
+        "are compared (224 224)",
     )
     return parser.parse_args(arguments)
 
