@@ -13,24 +13,28 @@ from rednet.errors import UserError, first_names
 _LISTS = ("images", "annotations", "categories")
 
 
-def check_coco(path: str, classes: Sequence[str]) -> list[str]:
+def check_coco(path: str, classes: Sequence[str], *, keeps_empty: bool = False) -> list[str]:
     """Checks an annotation file of COCO's format.
 
     Args:
         path: The JSON file.
         classes: The classes that the data set looks for, by name.
+        keeps_empty: Whether the config asks for images without boxes
+            (``filter_cfg.filter_empty_gt=False``), so that classes may be missing.
 
     Returns:
-        A line about boxes that mmdet leaves out, if there are such.
+        Lines about classes that are missing and boxes that mmdet leaves out, if there are such.
 
     Raises:
         UserError: If mmdet would find no annotations in it, or wrong ones.
     """
     content = _read(path)
     _check_ids(path, content)
-    _check_names(path, content["categories"], classes)
+    missing = _missing_classes(path, content["categories"], classes)
+    if missing and not keeps_empty:
+        raise UserError(*missing)
     _check_references(path, content)
-    return _check_boxes(path, content)
+    return [*missing, *_check_boxes(path, content)]
 
 
 def _read(path: str) -> dict[str, list[dict[str, Any]]]:
@@ -60,15 +64,16 @@ def _check_ids(path: str, content: Mapping[str, list[dict[str, Any]]]) -> None:
             )
 
 
-def _check_names(path: str, categories: Iterable[Mapping], classes: Sequence[str]) -> None:
+def _missing_classes(path: str, categories: Iterable[Mapping], classes: Sequence[str]) -> list[str]:
     found = [str(each.get("name")) for each in categories]
     missing = [name for name in classes if name not in found]
-    if missing:
-        raise UserError(
-            f"{path} has no categories named {first_names(missing, 5)}, which are "
-            f"{len(missing)} of the data set's {len(classes)} classes; it has "
-            f"{first_names(found, 5)}: set metainfo.classes of the data sets"
-        )
+    if not missing:
+        return []
+    return [
+        f"{path} has no categories named {first_names(missing, 5)}, which are {len(missing)} of "
+        f"the data set's {len(classes)} classes; it has {first_names(found, 5)}: set "
+        "metainfo.classes of the data sets"
+    ]
 
 
 def _check_references(path: str, content: Mapping[str, list[dict[str, Any]]]) -> None:

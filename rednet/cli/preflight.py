@@ -281,7 +281,8 @@ def _check_coco(loader: str, dataset: Any, config: Config) -> list[str]:
     classes = dataset.metainfo.get("classes") or ()
     if not isinstance(dataset, CocoDataset) or not classes or isinstance(classes, str):
         return []
-    notes = check_coco(dataset.ann_file, classes)
+    keeps_empty = (dataset.filter_cfg or {}).get("filter_empty_gt") is False
+    notes = check_coco(dataset.ann_file, classes, keeps_empty=keeps_empty)
     for key, outputs in fields(config.get("model"), "model"):
         if not key.endswith("_head.num_classes") or "rpn_head" in key or outputs == len(classes):
             continue

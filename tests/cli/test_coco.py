@@ -42,6 +42,12 @@ def test_good_annotations(tmp_path: Path) -> None:
     assert check_coco(str(tmp_path / "a.json"), ("dog",)) == []
 
 
+def test_classes_may_be_missing_where_images_without_boxes_are_asked_for(tmp_path: Path) -> None:
+    path = written(tmp_path / "a.json", lambda content: None)
+    (note,) = check_coco(path, (*CLASSES, "owl"), keeps_empty=True)
+    assert "no categories named owl, which are 1 of" in note
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
