@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from mmengine.config import Config
@@ -22,10 +22,12 @@ def check_images(config: Config, loaders: Sequence[str]) -> None:
         UserError: If some cannot be read or have another size than the annotations say, with their
             number and the first ones.
     """
+    load = TRANSFORMS.build(dict(type="LoadImage"))
     for loader in loaders:
         for dataset in dataset_configs(config, loader):
             samples = _samples(dataset, config.get("default_scope"))
-            problems = [each for each in map(_problem, track_iter_progress(samples)) if each]
+            found = (_problem(load, sample) for sample in track_iter_progress(samples))
+            problems = [each for each in found if each]
             if problems:
                 shown = "; ".join(problems[:_SHOWN])
                 raise UserError(f"{loader}: {len(problems)} of {len(samples)} images: {shown}")
@@ -39,8 +41,7 @@ def _samples(config: Any, scope: str | None) -> list[dict[str, Any]]:
     return [each for each in samples if each.get("img_path")]
 
 
-def _problem(sample: dict[str, Any]) -> str | None:
-    load = TRANSFORMS.build(dict(type="LoadImage"))
+def _problem(load: Callable[[dict], Any], sample: dict[str, Any]) -> str | None:
     try:
         height, width = load(dict(img_path=sample["img_path"]))["img"].shape[:2]
     except ImageError as error:

@@ -10,8 +10,7 @@ from torch import Tensor, nn
 
 from rednet.layers.base import is_unmodified
 from rednet.layers.involution import Involution2d
-
-OptionalConfig = dict | None
+from rednet.models.argument_checks import OptionalConfig
 
 EXPANSION = 4
 

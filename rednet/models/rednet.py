@@ -15,6 +15,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from rednet.layers.involution import GROUP_CHANNELS, REDUCTION_RATIO, Involution2d
 from rednet.models.argument_checks import (
+    OptionalConfig,
     check_involution_cfg,
     check_kernel_sizes,
     check_layer_cfgs,
@@ -30,8 +31,6 @@ from rednet.models.init_cfg import as_list, is_pretrained, loads_checkpoint
 from rednet.models.widen_stem import widen_stem_kernel
 from rednet.ops.tracing import is_exporting
 from rednet.registry import MODELS
-
-OptionalConfig = dict | None
 
 STAGE_BLOCKS = {
     26: (1, 2, 4, 1),

@@ -26,7 +26,13 @@ from rednet.checkpoint.reading import require_weights_only
 from rednet.cli.arguments import config_parser, image_size
 from rednet.cli.command import run
 from rednet.cli.config import read_config
-from rednet.cli.model import build_model, image_channels, load_weights, scope_of
+from rednet.cli.model import (
+    build_model,
+    image_channels,
+    load_weights,
+    scope_of,
+    with_preprocessor,
+)
 from rednet.cli.paths import check_checkpoint, check_output
 from rednet.deploy.onnx import EXPORTERS, Graph, compare_onnx, export_onnx, random_images
 from rednet.errors import UserError
@@ -126,7 +132,7 @@ def _describe(graph: Graph, path: Path) -> str:
 
 def _normalization(config: Config) -> dict[str, Tensor]:
     """Mean and standard deviation by which the config normalizes pixels, if it does."""
-    preprocessor = config.model.get("data_preprocessor") or config.get("data_preprocessor") or {}
+    preprocessor = with_preprocessor(config).model.get("data_preprocessor") or {}
     given = {name: preprocessor.get(name) for name in ("mean", "std")}
     if any(value is None for value in given.values()):
         return {}
