@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 from mmengine.registry import DefaultScope
+from mmengine.visualization import Visualizer
 from torch import Tensor, nn
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -41,16 +42,19 @@ def seed() -> int:
     return value
 
 
-def _keep_default_scope() -> Iterator[None]:
-    """Restore mmengine's default scope afterwards; building a model sets it for the process."""
-    before = DefaultScope._instance_dict.copy()
+def _keep_global_instances() -> Iterator[None]:
+    """Restore mmengine's default scope and visualizers; a built model or runner sets them.
+
+    A hook draws by the visualizer that was named last in the process, whoever's it is.
+    """
+    scopes, visualizers = DefaultScope._instance_dict.copy(), Visualizer._instance_dict.copy()
     yield
-    DefaultScope._instance_dict = before
+    DefaultScope._instance_dict, Visualizer._instance_dict = scopes, visualizers
 
 
 # The first is for the fixtures of a module, which outlive its tests.
-_of_modules = pytest.fixture(autouse=True, scope="module")(_keep_default_scope)
-_of_tests = pytest.fixture(autouse=True)(_keep_default_scope)
+_of_modules = pytest.fixture(autouse=True, scope="module")(_keep_global_instances)
+_of_tests = pytest.fixture(autouse=True)(_keep_global_instances)
 
 
 def assert_float32_close(actual: Tensor, expected: Tensor, what: str, rtol: float) -> None:
