@@ -69,6 +69,7 @@ PUBLIC_NAMES = {
     "rednet.datasets": ("Digits", "LoadImage"),
     "rednet.engine": (
         "BackboneCheckpointHook",
+        "BareWeightsHook",
         "ConfusionMatrixHook",
         "CpuAmpOptimWrapper",
         "FrozenWeightsHook",
@@ -116,6 +117,7 @@ REGISTERED_TYPES = [
         HOOKS,
         (
             "BackboneCheckpointHook",
+            "BareWeightsHook",
             "ConfusionMatrixHook",
             "FrozenWeightsHook",
             "LayerVisualizationHook",
@@ -141,7 +143,18 @@ KNOWS = {
     "visualization": {"visualization", "models", "layers", "ops"} | BASE,
     "engine": {"engine", "visualization", "models", "checkpoint", "layers", "ops"} | BASE,
     "deploy": {"deploy", "models", "checkpoint", "layers", "ops"} | BASE,
-    "cli": {"cli", "mmcv_ops", "deploy", "models", "checkpoint", "layers", "ops"} | BASE,
+    "cli": {
+        "cli",
+        "mmcv_ops",
+        "engine",
+        "visualization",
+        "deploy",
+        "models",
+        "checkpoint",
+        "layers",
+        "ops",
+    }
+    | BASE,
 }
 
 # Lines of a file, and of a function without its signature and docstring.

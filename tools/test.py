@@ -25,7 +25,6 @@ from rednet.cli.paths import check_checkpoint, check_output
 from rednet.cli.preflight import check_config
 from rednet.cli.processes import set_up_cpu_processes
 from rednet.cli.runner import build_runner, set_up_run
-from rednet.engine import WholeCheckpointHook
 from rednet.errors import UserError
 
 FLIP_META = ("flip", "flip_direction")
@@ -73,8 +72,7 @@ def _set_up(args: argparse.Namespace) -> tuple[Runner, str | None]:
     if item == "masks":
         _save_masks(config, args.out)
     set_up_cpu_processes(config)
-    runner = build_runner(config, notes)
-    runner.register_hook(WholeCheckpointHook(args.partial))
+    runner = build_runner(config, notes, partial=args.partial)
     if item == "pred":
         dump = dict(type=DUMPS.get(scope_of(config) or "", "DumpResults"))
         runner.test_evaluator.metrics.append(METRICS.build({**dump, "out_file_path": args.out}))

@@ -18,6 +18,7 @@ from rednet.cli.failures import run_loops, setting_up
 from rednet.cli.images import check_images
 from rednet.cli.paths import check_checkpoint
 from rednet.cli.preflight import check_config
+from rednet.cli.pretrained import load_pretrained
 from rednet.cli.processes import set_up_cpu_processes
 from rednet.cli.resuming import keep_seed, newest_checkpoint
 from rednet.cli.runner import build_runner, set_up_run
@@ -61,7 +62,10 @@ def _set_up(args: argparse.Namespace) -> Runner:
     if args.check_data:
         check_images(config, loaders)
     set_up_cpu_processes(config)
-    runner = build_runner(config, notes)
+    resumes = bool(config.get("resume"))
+    runner = build_runner(config, notes, partial=not resumes)
+    if not resumes and isinstance(runner, Runner):
+        load_pretrained(runner.model, runner.logger)
     _compare_batch_size(runner)
     return runner
 

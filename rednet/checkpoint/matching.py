@@ -71,7 +71,9 @@ def load_matching_weights(model: nn.Module, state_dict: Mapping[str, Tensor]) ->
             raise
         fitting = {name: value for name, value in state_dict.items() if name not in wrong}
         missing, unexpected = model.load_state_dict(fitting, strict=False)
-    absent = set(missing) | set(wrong)
+    # Batch norms do not report counts that old files lack.
+    uncounted = {each for each in own if each.endswith(_OPTIONAL) and each not in state_dict}
+    absent = {*missing, *wrong, *uncounted}
     missing = [name for name in missing if name not in wrong and not name.endswith(_OPTIONAL)]
     return Match(len(set(own) - absent), missing, list(unexpected), list(wrong.values()))
 

@@ -37,6 +37,7 @@ _DTYPES = ("float64", "float32", "int64", "int32")
 _STATISTICS = ("min", "max", "mean", "current")
 # NumPy 2 renamed the module; a file may come from either.
 _NUMPY_MODULES = ("numpy.core.multiarray", "numpy._core.multiarray")
+_SAFETENSORS = ".safetensors"
 # How torch names a type that it refuses.
 _REFUSED_TYPE = re.compile(r"GLOBAL ([\w.]+)")
 
@@ -68,6 +69,11 @@ def read_state_dict(path: str | Path) -> dict[str, Tensor]:
     """
     if not Path(path).is_file():
         raise UserError(f"there is no checkpoint {path}")
+    if Path(path).suffix == _SAFETENSORS:
+        raise UserError(
+            f"{path} is a file of safetensors; torch.save(safetensors.torch.load_file(FILE), "
+            "'FILE.pth') makes a checkpoint of it"
+        )
     content = _READERS.get(Path(path).suffix, _read)(path)
     state_dict = content.get("state_dict", content) if isinstance(content, dict) else None
     if not isinstance(state_dict, dict) or not any(

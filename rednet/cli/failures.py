@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from types import FrameType
 from typing import Any
+from urllib.error import URLError
 
 import torch
 from mmengine.config import Config
@@ -113,6 +114,11 @@ def outside_problem(error: BaseException) -> str | None:
         return _data_problem(frames, error)
     if isinstance(error, getattr(dist, "DistError", ())) or "gloo/transport" in text:
         return f"another process of this run ended, or cannot be reached: {_first(text)}"
+    if isinstance(error, URLError):
+        address = next(
+            (each.f_locals["url"] for each in frames if "url" in each.f_locals), "a file"
+        )
+        return f"{address} cannot be downloaded: {error.reason}"
     return reason_of(error) if isinstance(error, OSError) else None
 
 

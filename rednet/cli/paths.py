@@ -14,8 +14,10 @@ def check_file(path: str, what: str) -> None:
     """Checks that a local file exists; a remote one (``https://...``) is left to mmengine.
 
     Raises:
-        UserError: If it does not.
+        UserError: If it does not, or is named by a ``file://`` address, which mmengine cannot read.
     """
+    if path.startswith("file://"):
+        raise UserError(f"{what} {path} must be a path: leave out file://")
     if "://" not in path and not Path(path).expanduser().is_file():
         raise UserError(f"{what} {path} is not a file")
 

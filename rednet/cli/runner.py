@@ -19,6 +19,7 @@ from rednet.cli.config_keys import LOADERS
 from rednet.cli.model import require_model
 from rednet.cli.paths import check_output
 from rednet.cli.preflight import check_scope
+from rednet.engine import BareWeightsHook, WholeCheckpointHook
 from rednet.errors import UserError
 
 
@@ -53,9 +54,21 @@ def _set_loader_defaults(loader: Any, scope: str | None, arguments: argparse.Nam
     loader.pin_memory &= not arguments.no_pin_memory
 
 
-def build_runner(config: Config, notes: Sequence[str]) -> Runner:
-    """Builds the runner and logs the notes, so that they are in the log file too."""
-    runner = RUNNERS.build(config) if "runner_type" in config else Runner.from_cfg(config)
+def build_runner(config: Config, notes: Sequence[str], *, partial: bool) -> Runner:
+    """Builds the runner and logs the notes, so that they are in the log file too.
+
+    Args:
+        config: The config.
+        notes: What the user should know.
+        partial: Whether a checkpoint may fit the model in part. (Other runners than mmengine's
+            ``Runner`` may split the model among processes and are not checked.)
+    """
+    if "runner_type" in config:
+        runner = RUNNERS.build(config)
+    else:
+        runner = Runner.from_cfg(config)
+        runner.register_hook(BareWeightsHook())
+        runner.register_hook(WholeCheckpointHook(partial))
     for note in notes:
         runner.logger.warning(note)
     return runner

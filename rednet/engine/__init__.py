@@ -1,6 +1,7 @@
 """Hooks, training loops and optimizer wrappers for mmengine's Runner."""
 
 from rednet.engine.backbone_checkpoint_hook import BackboneCheckpointHook
+from rednet.engine.bare_weights_hook import BareWeightsHook
 from rednet.engine.confusion_matrix_hook import ConfusionMatrixHook
 from rednet.engine.cpu_amp_optim_wrapper import CpuAmpOptimWrapper
 from rednet.engine.frozen_weights_hook import FrozenWeightsHook
@@ -16,6 +17,7 @@ from rednet.engine.whole_checkpoint_hook import WholeCheckpointHook
 
 __all__ = [
     "BackboneCheckpointHook",
+    "BareWeightsHook",
     "ConfusionMatrixHook",
     "CpuAmpOptimWrapper",
     "FrozenWeightsHook",

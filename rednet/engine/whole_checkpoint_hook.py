@@ -10,6 +10,7 @@ from mmengine.runner import Runner
 from torch import nn
 
 from rednet.checkpoint.matching import check_finite, load_matching_weights
+from rednet.engine.bare_weights_hook import without_wrapper
 from rednet.errors import UserError
 from rednet.registry import HOOKS
 
@@ -18,8 +19,9 @@ from rednet.registry import HOOKS
 class WholeCheckpointHook(Hook):
     """Refuses a checkpoint of another model, of which mmengine would load the part that fits.
 
-    ``tools/test.py`` adds it. It runs after the other hooks have changed the checkpoint, so that
-    weights averaged by ``EMAHook`` are compared as they will be used.
+    ``tools/test.py`` and ``tools/train.py`` add it, the latter with ``partial=True`` unless it
+    resumes. It runs after the other hooks have changed the checkpoint, so that weights averaged by
+    ``EMAHook`` are compared as they will be used. One line says what was loaded.
 
     Args:
         partial: Whether a checkpoint that fits in part is accepted with a warning that says what
@@ -39,19 +41,20 @@ class WholeCheckpointHook(Hook):
 
     def after_load_checkpoint(self, runner: Runner, checkpoint: dict[str, Any]) -> None:
         """Compares the weights with the model's."""
-        weights = checkpoint.get("state_dict", checkpoint)
-        weights = {name.removeprefix("module."): value for name, value in weights.items()}
+        weights = without_wrapper(checkpoint.get("state_dict", checkpoint))
         try:
             check_finite(weights)
         except UserError as error:
             raise UserError(f"the checkpoint cannot be used: {error}") from error
         match = load_matching_weights(_unwrapped(runner.model), weights)
         if match.whole:
+            runner.logger.info(f"the checkpoint fits the model: {match}")
             return
         if not self.partial:
+            advice = "load_from without --resume" if runner._resume else "--partial"
             raise UserError(
-                f"the checkpoint does not fit the model of the config: {match}; "
-                "--partial uses what fits"
+                f"the checkpoint does not fit the model of the config: {match}; {advice} uses what "
+                "fits"
             )
         if not match.taken:
             raise UserError(f"nothing of the checkpoint fits the model of the config: {match}")

@@ -25,7 +25,10 @@ def test_a_whole_match_loads_every_weight() -> None:
 def test_counts_of_batches_are_optional() -> None:
     weights = model().state_dict()
     del weights["1.num_batches_tracked"]
-    assert load_matching_weights(model(), weights).whole
+    match = load_matching_weights(model(), weights)
+    assert match.whole and match.taken == 8
+    # A module without the version that a state_dict of torch's carries lacks them silently.
+    assert load_matching_weights(model(), {}).taken == 0
 
 
 def test_what_does_not_fit_is_named_and_the_rest_loaded() -> None:

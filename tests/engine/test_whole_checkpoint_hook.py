@@ -13,9 +13,9 @@ from rednet.engine import WholeCheckpointHook
 from rednet.errors import UserError
 
 
-def runner_of(model: nn.Module) -> Any:
+def runner_of(model: nn.Module, resume: bool = False) -> Any:
     logger = MMLogger.get_instance("whole_checkpoint")
-    return SimpleNamespace(model=model, logger=logger)
+    return SimpleNamespace(model=model, logger=logger, _resume=resume)
 
 
 def load(model: nn.Module, weights: dict[str, Tensor], partial: bool = False) -> None:
@@ -37,6 +37,12 @@ def test_another_head_is_refused_unless_partial() -> None:
     with pytest.raises(UserError, match="nothing of the checkpoint fits"):
         load(nn.Linear(2, 3), weights, partial=True)
     load(nn.Linear(2, 3), nn.Linear(2, 3, bias=False).state_dict(), partial=True)
+
+
+def test_a_training_that_is_continued_needs_the_same_model() -> None:
+    runner, checkpoint = runner_of(nn.Linear(2, 3), resume=True), nn.Linear(2, 5).state_dict()
+    with pytest.raises(UserError, match="load_from without --resume uses what fits"):
+        WholeCheckpointHook().after_load_checkpoint(runner, checkpoint)
 
 
 def test_weights_that_are_not_finite_are_refused_even_in_part() -> None:
