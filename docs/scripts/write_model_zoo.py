@@ -19,6 +19,7 @@ SOURCES = {
     "ODConv": "[OSVAI/ODConv](https://github.com/OSVAI/ODConv)",
     "SPConv": "[qiulinzhang/SPConv.pytorch](https://github.com/qiulinzhang/SPConv.pytorch)",
     "ACNet": "[DingXiaoH/ACNet](https://github.com/DingXiaoH/ACNet)",
+    "DetectoRS": "[mmdetection](https://github.com/open-mmlab/mmdetection/tree/main/configs/detectors)",
 }
 HEAD = """# Model zoo
 
@@ -68,7 +69,7 @@ def _row(model: dict[str, Any]) -> str:
     flops = model["Metadata"].get("FLOPs")
     cells = (
         f"`{model['Config'].removeprefix('configs/')}`",
-        SOURCES.get(model["In Collection"], ""),
+        SOURCES.get(model["In Collection"], "") if _is_published(model) else "",
         ", ".join(metrics),
         f"{model['Metadata']['Parameters'] / 1e6:.2f}",
         "" if flops is None else f"{flops / 1e9:.2f}",
@@ -77,9 +78,25 @@ def _row(model: dict[str, Any]) -> str:
     return f"| {' | '.join(cells)} |"
 
 
+def _is_published(model: dict[str, Any]) -> bool:
+    """Whether its authors publish a file: for other layers' detectors, where there is a result."""
+    is_detector = model["Config"].startswith("configs/detection/")
+    collection = model["In Collection"]
+    if collection == "RedNet" or not (is_detector or collection == "DetectoRS"):
+        return True
+    return any("Metrics" in result for result in model["Results"])
+
+
 def _is_converted(model: dict[str, Any]) -> bool:
-    """Whether tests/checkpoint converts such a network; the authors' VGG has other names."""
-    return model["In Collection"] in SOURCES and "vgg" not in model["Name"]
+    """Whether tests/checkpoint converts such a network; the authors' VGG has other names.
+
+    Of detectors, these are RedNet's.
+    """
+    if model["In Collection"] == "RedNet":
+        return True
+    is_classifier = model["Config"].startswith("configs/variants/")
+    has_file = model["In Collection"] in ("ODConv", "SPConv", "ACNet")
+    return is_classifier and has_file and "vgg" not in model["Name"]
 
 
 if __name__ == "__main__":

@@ -66,9 +66,7 @@ def counted(name: str) -> Cost:
 def test_readme_and_metafile_list_the_configs(folder: Path) -> None:
     configs = {path.stem for path in folder.glob("*.py")}
     assert rows(folder).keys() == configs
-    # The detectors without a RedNet are in README only.
-    left_out = {name for name in configs if folder.name == "detection" and "rednet" not in name}
-    assert metafile(folder).keys() == configs - left_out
+    assert metafile(folder).keys() == configs
 
 
 @pytest.mark.parametrize("folder", FOLDERS, ids=lambda folder: folder.name)
@@ -141,15 +139,13 @@ def test_the_published_figures_of_rednet_fit_the_larger_stem() -> None:
 @pytest.mark.parametrize("name", DETECTORS)
 def test_detectors_have_the_parameters_of_their_metafile(name: str) -> None:
     model = detector(name, "meta")
+    # MobileNetV2 freezes its first stages here.
+    model.train()
     trainable = sum(each.numel() for each in model.parameters() if each.requires_grad)
     assert trainable == entry(name)["Metadata"]["Parameters"]
-
-
-@pytest.mark.parametrize("name", [name for name in rows(CONFIGS / "detection") if "_r50-" in name])
-def test_other_detectors_have_the_parameters_of_their_row(name: str) -> None:
-    model, row = detector(name, "meta"), rows(CONFIGS / "detection")[name]
-    total = sum(each.numel() for each in model.parameters())
-    assert row["params (M), counted"] == f"{total / 1e6:.2f}"
+    total = rows(CONFIGS / "detection")[name].get("all params (M), counted")
+    if total:
+        assert total == f"{sum(each.numel() for each in model.parameters()) / 1e6:.2f}"
 
 
 def test_a_detector_has_the_flops_of_its_metafile() -> None:
