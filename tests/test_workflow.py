@@ -15,9 +15,10 @@ ROOT = Path(__file__).resolve().parents[1]
 
 
 def commands() -> str:
-    """All commands of the workflow."""
+    """All commands of the workflow, those of .ci/lint among them."""
     jobs = yaml.safe_load((ROOT / ".github/workflows/ci.yml").read_text())["jobs"].values()
-    return "\n".join(step.get("run", "") for job in jobs for step in job["steps"])
+    runs = "\n".join(step.get("run", "") for job in jobs for step in job["steps"])
+    return runs + "\n" + (ROOT / ".ci/lint").read_text() if ".ci/lint" in runs else runs
 
 
 @pytest.mark.parametrize(
@@ -43,6 +44,14 @@ def test_the_files_fit_their_schemas(schema: str, file: str) -> None:
 def test_the_workflow_runs_what_contributors_are_told_to_run(command: str) -> None:
     assert command in commands()
     assert command in (ROOT / "CONTRIBUTING.md").read_text()
+
+
+@pytest.mark.parametrize(
+    "command", [".ci/lint", "docs/build.sh", "python tests/docs/run_blocks.py", ".ci/matrix"]
+)
+def test_the_workflow_runs_what_ci_run_does(command: str) -> None:
+    assert command in commands()
+    assert f"\n{command}" in (ROOT / ".ci/run").read_text()
 
 
 def test_scripts_that_the_workflow_calls_exist() -> None:
