@@ -13,6 +13,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from rednet.errors import ArgumentError
 from rednet.layers.base import ConvLayer, is_unmodified
 from rednet.layers.folding import has_statistics, is_foldable, scale_and_shift, scale_filters
+from rednet.layers.gradient_strides import keep_gradient_strides
 from rednet.layers.plain_loading import NORM
 from rednet.ops.geometry import IntOrPair, Pair
 from rednet.ops.tracing import is_exporting
@@ -107,6 +108,7 @@ class ACBlock(ConvLayer):
         else:
             self._add_branches()
         self.init_weights()
+        keep_gradient_strides(self)
 
     def _add_branches(self) -> None:
         # The norms come first, because tools that fold a norm into the convolution registered

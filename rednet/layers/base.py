@@ -13,7 +13,7 @@ from rednet.arguments import positive_int
 from rednet.errors import ArgumentError
 from rednet.layers.plain_loading import PlainLoading
 from rednet.ops.geometry import Geometry, IntOrPair, Pair, pair
-from rednet.ops.tracing import is_compiling
+from rednet.ops.tracing import has_global_hooks, is_compiling
 from rednet.registry import CONV_LAYERS
 
 _PADDING_MODES = ("zeros", "reflect", "replicate", "circular")
@@ -102,12 +102,28 @@ class ConvLayer(PlainLoading):
             ValueError: If the input is not (N, in_channels, H, W) or is smaller than the kernel.
         """
         if isinstance(input, fx.Proxy):
-            tracer = input.tracer
-            return tracer.create_proxy("call_module", tracer.path_of_module(self), (input,), {})
+            return self._traced(input)
         if self.padding == "adaptive":
             input = self._pad_adaptively(input)
         self.check_input(input)
         return self.convolve_checked(input)
+
+    def _traced(self, input: fx.Proxy) -> Any:
+        """The layer as one node of a graph."""
+        for child in self.modules():
+            if child is not self:
+                # Quantization in the graph stops at a node, but would replace the convolutions in
+                # it by others that its conversion does not finish: they stay as they are.
+                vars(child).setdefault("qconfig", None)
+        # A layer that is traced by itself has no name in the traced module.
+        tracer: Any = input.tracer
+        path = tracer.path_of_module(self) or "itself"
+        return tracer.create_proxy("call_module", path, (input,), {})
+
+    @property
+    def itself(self) -> ConvLayer:
+        """The layer, by a name: a graph calls its modules by their names."""
+        return self
 
     def convolve_checked(self, input: Tensor) -> Tensor:
         """Computes the output for an input that :meth:`check_input` accepts."""
@@ -326,13 +342,21 @@ def pointwise(convolution: Any, vectors: Tensor) -> Tensor:
 def is_unmodified(module: nn.Module, *types: type[nn.Module]) -> bool:
     """Whether a child is what its layer built, so that calling it does what its weights say.
 
-    It is not if it was replaced (LoRA, another norm) or has hooks (profilers, pruning, recorders).
+    It is not if it was replaced (LoRA, another norm) or has hooks (profilers, pruning, recorders),
+    its own or those of all modules.
     """
     return type(module) in types and not (
+        has_hooks(module)
+        # torch 2.1 cannot compile vars().
+        or (not is_compiling() and ("forward" in vars(module) or has_global_hooks()))
+    )
+
+
+def has_hooks(module: nn.Module) -> bool:
+    """Whether hooks of its own are registered."""
+    return bool(
         module._forward_hooks
         or module._forward_pre_hooks
         or module._backward_hooks
         or module._backward_pre_hooks
-        # torch 2.1 cannot compile vars().
-        or (not is_compiling() and "forward" in vars(module))
     )

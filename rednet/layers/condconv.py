@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from rednet.arguments import positive_int
+from rednet.layers.gradient_strides import keep_gradient_strides
 from rednet.layers.mixture import MixtureConvLayer
 from rednet.ops.geometry import IntOrPair
 from rednet.registry import CONV_LAYERS
@@ -79,6 +80,7 @@ class CondConv2d(MixtureConvLayer):
         else:
             self.register_parameter("bias", None)
         self.init_weights()
+        keep_gradient_strides(self)
 
     @torch.no_grad()
     def init_weights(self) -> None:

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from rednet.errors import ArgumentError
 from rednet.layers.base import ConvLayer
+from rednet.layers.gradient_strides import keep_gradient_strides
 from rednet.ops.dtypes import accumulation_dtype
 from rednet.ops.geometry import IntOrPair
 from rednet.registry import CONV_LAYERS
@@ -105,6 +106,7 @@ class ConvAWS2d(StandardizedConv):
         else:
             self.register_parameter("bias", None)
         self.init_weights()
+        keep_gradient_strides(self)
 
     def init_weights(self) -> None:
         """``nn.Conv2d``'s initialization for the weight and the bias; no scale and no shift."""

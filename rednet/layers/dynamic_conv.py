@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from rednet.arguments import positive_int, positive_number
 from rednet.layers.base import pointwise
+from rednet.layers.gradient_strides import keep_gradient_strides
 from rednet.layers.mixture import MixtureConvLayer
 from rednet.ops.geometry import IntOrPair
 from rednet.registry import CONV_LAYERS
@@ -88,6 +89,7 @@ class DynamicConv2d(MixtureConvLayer):
         else:
             self.register_parameter("bias", None)
         self.init_weights()
+        keep_gradient_strides(self)
 
     @torch.no_grad()
     def init_weights(self) -> None:

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from rednet.arguments import positive_int
 from rednet.errors import ArgumentError
 from rednet.layers.base import ConvLayer
+from rednet.layers.gradient_strides import keep_gradient_strides
 from rednet.ops import involution2d
 from rednet.ops.geometry import IntOrPair
 from rednet.registry import CONV_LAYERS
@@ -97,7 +98,12 @@ class Involution2d(ConvLayer):
         hidden = out_channels // reduction_ratio
         taps = self.kernel_size[0] * self.kernel_size[1]
         self.conv1 = ConvModule(
-            out_channels, hidden, 1, norm_cfg=norm_cfg or dict(type="BN"), act_cfg=dict(type="ReLU")
+            out_channels,
+            hidden,
+            1,
+            norm_cfg=norm_cfg or dict(type="BN"),
+            act_cfg=dict(type="ReLU"),
+            inplace=False,  # a full backward hook on the norm makes its output a view
         )
         self.conv2 = ConvModule(
             hidden, taps * (out_channels // group_channels), 1, norm_cfg=None, act_cfg=None
@@ -107,6 +113,7 @@ class Involution2d(ConvLayer):
         else:
             self.register_parameter("bias", None)
         self.init_weights()
+        keep_gradient_strides(self)
 
     def init_weights(self) -> None:
         """The initialization of ``init_cfg`` for the convolutions, zero for the bias."""

@@ -15,6 +15,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from rednet.arguments import positive_int, positive_number
 from rednet.errors import ArgumentError
 from rednet.layers.base import pointwise
+from rednet.layers.gradient_strides import keep_gradient_strides
 from rednet.layers.mixture import MixtureConvLayer
 from rednet.ops.expert_conv import Factors
 from rednet.ops.geometry import IntOrPair
@@ -117,6 +118,7 @@ class ODConv2d(MixtureConvLayer):
         else:
             self.register_parameter("bias", None)
         self.init_weights()
+        keep_gradient_strides(self)
 
     def _head_widths(self) -> dict[str, int]:
         """The widths of the attention's heads. One without anything to choose between has none."""

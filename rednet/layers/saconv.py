@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from rednet.errors import MissingDependencyError
 from rednet.layers.base import global_average, is_unmodified
 from rednet.layers.conv_aws import StandardizedConv, standardized_state
+from rednet.layers.gradient_strides import keep_gradient_strides
 from rednet.layers.image_padding import pad_image
 from rednet.ops.dtypes import accumulation_dtype
 from rednet.ops.geometry import IntOrPair, Pair, ceil_div
@@ -103,6 +104,7 @@ class SAConv2d(StandardizedConv):
             self.offset_s = nn.Conv2d(in_channels, coordinates, 3, self.stride, padding=1)
             self.offset_l = nn.Conv2d(in_channels, coordinates, 3, self.stride, padding=1)
         self.init_weights()
+        keep_gradient_strides(self)
 
     def init_weights(self) -> None:
         """``nn.Conv2d``'s initialization for the weight; the rest starts without effect."""

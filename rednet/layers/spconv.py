@@ -9,6 +9,7 @@ from rednet.arguments import positive_number
 from rednet.errors import ArgumentError
 from rednet.layers.base import ConvLayer, global_average, is_unmodified
 from rednet.layers.folding import fold, has_statistics, scale_and_shift
+from rednet.layers.gradient_strides import keep_gradient_strides
 from rednet.ops.geometry import IntOrPair
 from rednet.registry import CONV_LAYERS
 
@@ -93,6 +94,7 @@ class SPConv2d(ConvLayer):
         self.pwc = nn.Conv2d(split[0], out_channels, 1, bias=False)
         self.conv1x1 = nn.Conv2d(split[1], out_channels, 1)
         self.init_weights()
+        keep_gradient_strides(self)
 
     def init_weights(self) -> None:
         """Kaiming initialization by fan-out for the kernels, as in the published network."""

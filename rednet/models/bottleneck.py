@@ -73,7 +73,8 @@ class Bottleneck(BaseModule):
         self.norm2_name = self._add_norm(norm_cfg, mid_channels, 2)
         self.conv3 = build_conv_layer(conv_cfg, mid_channels, out_channels, 1, bias=False)
         self.norm3_name = self._add_norm(norm_cfg, out_channels, 3)
-        self.relu = nn.ReLU(inplace=True)
+        # Not in place: a full backward hook on the norm before makes its output a view.
+        self.relu = nn.ReLU()
         self.drop_path = DropPath(drop_path_rate) if drop_path_rate else nn.Identity()
         self.downsample = (
             _shortcut(in_channels, out_channels, stride, avg_down, conv_cfg, norm_cfg)

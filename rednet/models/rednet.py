@@ -13,6 +13,7 @@ from mmengine.model import BaseModule, constant_init
 from torch import Tensor, fx, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from rednet.layers.gradient_strides import keep_gradient_strides
 from rednet.layers.involution import GROUP_CHANNELS, REDUCTION_RATIO, Involution2d
 from rednet.models.argument_checks import (
     OptionalConfig,
@@ -26,7 +27,6 @@ from rednet.models.argument_checks import (
     check_stages,
 )
 from rednet.models.bottleneck import EXPANSION, Bottleneck
-from rednet.models.gradient_strides import keep_gradient_strides
 from rednet.models.init_cfg import as_list, is_pretrained, loads_checkpoint
 from rednet.models.widen_stem import widen_stem_kernel
 from rednet.ops.tracing import is_exporting
@@ -275,12 +275,14 @@ def _stem(
     involution = Involution2d(
         half, half, kernel_size, padding=(kernel_size - 1) // 2, bias=False, norm_cfg=norm_cfg
     )
-    convolution = dict(kernel_size=3, padding=1, conv_cfg=conv_cfg, norm_cfg=norm_cfg)
+    convolution = dict(
+        kernel_size=3, padding=1, conv_cfg=conv_cfg, norm_cfg=norm_cfg, inplace=False
+    )
     return nn.Sequential(
         ConvModule(in_channels, half, stride=2, **convolution),
         involution,
         build_norm_layer(norm_cfg, half)[1],
-        nn.ReLU(inplace=True),
+        nn.ReLU(),  # not in place, which a full backward hook on the norm before would forbid
         ConvModule(half, channels, stride=1, **convolution),
     )
 

@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
-from mmcv.cnn import Conv2d as WrappedConv2d
 from mmcv.cnn import build_conv_layer
 from mmcv.cnn.bricks.conv2d_adaptive_padding import Conv2dAdaptivePadding
 from mmengine.model import BaseModule
@@ -18,8 +17,10 @@ from torch.nn.parallel import DistributedDataParallel
 from rednet.checkpoint.plain_weights import report_plain_weights
 from rednet.errors import ArgumentError, first_names
 from rednet.layers.base import ConvLayer
+from rednet.layers.gradient_strides import keep_gradient_strides
 from rednet.models.following_norm import FollowingNorm, following_norms
 from rednet.models.init_cfg import loads_checkpoint
+from rednet.models.replaceable import check_replaceable
 from rednet.ops.geometry import Pair, pair
 from rednet.registry import CONV_LAYERS, MODELS
 
@@ -62,8 +63,10 @@ def swap_conv(
 
     Raises:
         TypeError: If an argument has the wrong type.
-        ArgumentError: If no convolution matches, a layer cannot have a convolution's geometry or
-            take a norm's place, or ``module`` is already wrapped in ``DistributedDataParallel``.
+        ArgumentError: If no convolution matches, one computes something else than its arguments
+            say (a subclass of its own, hooks, computed weights), a layer cannot have a
+            convolution's geometry or take a norm's place, or ``module`` is already wrapped in
+            ``DistributedDataParallel``.
 
     Examples:
         >>> from torch import nn
@@ -96,6 +99,7 @@ def swap_conv(
     for norm in norms.values():
         norm.remove()
     swapped = layers.get(id(module), module)
+    keep_gradient_strides(swapped)
     report_plain_weights(swapped)
     if isinstance(swapped, BaseModule):
         swapped.init_weights = partial(_init_weights, swapped)
@@ -239,6 +243,7 @@ def _layer_like(
     copy_weights: bool,
     norm: FollowingNorm | None,
 ) -> nn.Module:
+    check_replaceable(name, convolution, copy_weights)
     geometry = dict(
         in_channels=convolution.in_channels,
         out_channels=convolution.out_channels,
@@ -252,11 +257,6 @@ def _layer_like(
     )
     if isinstance(convolution, Conv2dAdaptivePadding):
         geometry["padding"] = "adaptive"
-    elif type(convolution).forward is not nn.Conv2d.forward and not _is_mmcv_wrapper(convolution):
-        raise ArgumentError(
-            f"{name or 'the module'}: {type(convolution).__name__} is a subclass of nn.Conv2d that "
-            "computes something else, which no layer takes over; leave it out by exclude"
-        )
     arguments = {**geometry, **conv_cfg}
     try:
         if "padding" not in conv_cfg and not isinstance(geometry["padding"], str):
@@ -273,17 +273,11 @@ def _layer_like(
     return layer.to(weight.device, weight.dtype).train(convolution.training)
 
 
-def _is_mmcv_wrapper(convolution: nn.Conv2d) -> bool:
-    """Whether it is mmcv's ``Conv2d``, which only adds empty batches to PyTorch's."""
-    return type(convolution) is WrappedConv2d
-
-
 def _copy_weights(convolution: nn.Conv2d, layer: nn.Module, norm: FollowingNorm | None) -> None:
-    state = convolution.state_dict()
-    if "weight" not in state:  # it is computed from others, as weight_norm does
-        state = {"weight": convolution.weight.detach()}
-        if convolution.bias is not None:
-            state["bias"] = convolution.bias.detach()
+    # Not its state_dict, which lacks what is computed from others, as weight_norm does.
+    state = {"weight": convolution.weight.detach()}
+    if convolution.bias is not None:
+        state["bias"] = convolution.bias.detach()
     if not isinstance(layer, ConvLayer):
         return
     prefix = "convolution."

@@ -41,6 +41,7 @@ _DERIVATIVES = (
 )
 _dispatch_modes = _private("_C._len_torch_dispatch_stack")
 _dispatch_keys = _private("_C._dispatch_keys")
+_has_any_global_hook = _private("nn.modules.module._has_any_global_hook")
 # Not in torch 2.1.
 _set_strategy = _private("_C._dynamo.eval_frame.set_code_exec_strategy")
 _Strategy = _private("_C._dynamo.eval_frame._FrameExecStrategy")
@@ -78,6 +79,11 @@ def is_transformed() -> bool:
 def is_dispatched() -> bool:
     """Whether Python may see every operator that runs: to count FLOPs, for fake tensors ..."""
     return _dispatch_modes is None or _dispatch_modes() > 0
+
+
+def has_global_hooks() -> bool:
+    """Whether hooks for all modules may be registered, by ``register_module_forward_hook`` ..."""
+    return _has_any_global_hook is None or bool(_has_any_global_hook())
 
 
 def is_batched(tensor: Tensor) -> bool:

@@ -35,6 +35,7 @@ ATTRIBUTES = [
 ]
 # A layer is a chain of several operators, each of which rounds.
 CHAIN = 20.0
+FORMATS = [torch.contiguous_format, torch.channels_last]
 
 
 def _image(*size: int, dtype: torch.dtype = torch.float32) -> Tensor:
@@ -95,6 +96,27 @@ def test_every_parameter_gets_a_gradient(name: str, bias: bool) -> None:
     for key, parameter in module.named_parameters():
         assert parameter.grad is not None, f"{key} has no gradient: DDP would wait for it"
         assert parameter.grad.isfinite().all(), key
+
+
+@pytest.mark.parametrize("model_format", FORMATS)
+@pytest.mark.parametrize("image_format", FORMATS)
+@pytest.mark.parametrize("kernel_size", [1, 3])
+def test_gradients_have_the_strides_of_their_parameters(
+    name: str,
+    kernel_size: int,
+    model_format: torch.memory_format,
+    image_format: torch.memory_format,
+) -> None:
+    """DistributedDataParallel warns and copies where they have not."""
+    try:
+        layer = build(name, IN_CHANNELS, OUT_CHANNELS, kernel_size, padding=kernel_size // 2)
+    except ValueError as error:
+        assert kernel_size == 1, error
+        return
+    layer.to(memory_format=model_format)
+    layer(_image().to(memory_format=image_format)).square().sum().backward()
+    for key, parameter in layer.named_parameters():
+        assert parameter.grad.stride() == parameter.stride(), key
 
 
 def _small(name: str) -> tuple[nn.Module, Tensor]:

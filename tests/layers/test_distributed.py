@@ -12,6 +12,7 @@ ROOT = Path(__file__).resolve().parents[2]
 SCRIPT = """
 import gc
 import sys
+import warnings
 import torch
 import torch.distributed as dist
 from mmcv.cnn import ConvModule
@@ -20,16 +21,18 @@ from torch.nn.parallel import DistributedDataParallel
 import rednet
 
 
-def check_gradients(rank, names):
+def check_gradients(rank, names, memory_format):
     norm = dict(type="BN")
     model = nn.Sequential(
         *(ConvModule(16, 16, 3, padding=1, conv_cfg=dict(type=n), norm_cfg=norm) for n in names)
     )
+    model.to(memory_format=memory_format)
     parallel = DistributedDataParallel(model)
     torch.manual_seed(rank)
     for _ in range(2):  # the second pass fails where the first left a gradient out
         model.zero_grad()
-        parallel(torch.randn(2, 16, 5, 6)).square().sum().backward()
+        images = torch.randn(2, 16, 5, 6).to(memory_format=memory_format)
+        parallel(images).square().sum().backward()
     gradients = torch.cat([parameter.grad.flatten() for parameter in model.parameters()])
     everywhere = [torch.empty_like(gradients) for _ in range(2)]
     dist.all_gather(everywhere, gradients)
@@ -39,7 +42,10 @@ def check_gradients(rank, names):
 rank, meeting, *names = sys.argv[1:]
 torch.set_num_threads(1)
 dist.init_process_group("gloo", init_method=f"file://{meeting}", rank=int(rank), world_size=2)
-check_gradients(int(rank), names)
+# DistributedDataParallel warns of gradients that it has to copy into its buckets.
+warnings.filterwarnings("error", message=".*strides do not match.*")
+for memory_format in (torch.contiguous_format, torch.channels_last):
+    check_gradients(int(rank), names, memory_format)
 # the group's threads have to end before the interpreter does, and they do once nothing refers to it
 gc.collect()
 dist.destroy_process_group()

@@ -5,11 +5,13 @@ from __future__ import annotations
 import copy
 import io
 from collections.abc import Callable
+from functools import partial
 
 import pytest
 import torch
 from mmengine.model import revert_sync_batchnorm
 from torch import Tensor, fx, nn
+from torch.nn.modules.module import register_module_full_backward_hook
 from torch.nn.utils import parametrizations, prune
 
 from rednet.layers.base import registered_layers
@@ -54,6 +56,17 @@ def test_a_layer_is_one_node_of_a_traced_graph(name: str) -> None:
     for side in (12, 15):
         given = image(side=side)
         assert torch.equal(traced(given), model(given))
+
+
+@every_layer
+def test_a_layer_is_traced_by_itself(name: str) -> None:
+    layer, given = randomized(layer_of(name)).eval(), image()
+    traced = fx.symbolic_trace(layer)
+    traced.graph.lint()
+    assert torch.equal(traced(given), layer(given))
+    assert list(traced.parameters()) and set(traced.parameters()) == set(layer.parameters())
+    for copied in (copy.deepcopy(traced), fx.symbolic_trace(traced)):
+        assert torch.equal(copied(given), layer(given))
 
 
 @pytest.mark.parametrize("format", [torch.contiguous_format, torch.channels_last])
@@ -112,15 +125,81 @@ def test_full_backward_hooks_on_all_norms_and_convolutions(name: str) -> None:
     layer = layer_of(name).train()
     kinds = (nn.Conv2d, nn.modules.batchnorm._BatchNorm)
     inside = children(layer, *kinds)
-    # A ReLU in place after a norm is PyTorch's own limit, of mmcv's ConvModule too.
-    for module in layer.modules():
-        if isinstance(module, nn.ReLU):
-            module.inplace = False
     seen = []
     for child in inside.values():
         child.register_full_backward_hook(lambda *_: seen.append(1))
     layer(image().requires_grad_()).sum().backward()
     assert len(seen) == len(inside)
+
+
+HOOKED = {
+    **{name: partial(layer_of, name) for name in LAYERS},
+    "RedNet": partial(RedNet, 26, in_channels=16, stem_channels=32, base_channels=16),
+    "RedNet, GN": partial(
+        RedNet,
+        26,
+        in_channels=16,
+        stem_channels=32,
+        base_channels=16,
+        norm_cfg=dict(type="GN", num_groups=1),
+        drop_path_rate=0.1,
+        with_cp=True,
+    ),
+}
+
+
+@pytest.mark.parametrize("make", HOOKED.values(), ids=HOOKED)
+@pytest.mark.parametrize("everywhere", [False, True], ids=["each module", "all modules"])
+def test_full_backward_hooks_on_every_module(
+    make: Callable[[], nn.Module], everywhere: bool
+) -> None:
+    model, seen = make().train(), []
+
+    def hook(module: nn.Module, *_: object) -> None:
+        seen.append(module)
+
+    register = [module.register_full_backward_hook for module in model.modules()]
+    if everywhere:
+        register = [register_module_full_backward_hook]
+    handles = [each(hook) for each in register]
+    try:
+        output = model(image(side=32).requires_grad_())
+        (output[0] if isinstance(output, tuple) else output).sum().backward()
+    finally:
+        for handle in handles:
+            handle.remove()
+    assert seen
+
+
+# ---- quantization
+
+
+def _scalar(output: Tensor | tuple[Tensor, ...]) -> Tensor:
+    return (output[0] if isinstance(output, tuple) else output).square().mean()
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("name", [*LAYERS, "RedNet"])
+@pytest.mark.parametrize("aware", [False, True], ids=["after training", "aware training"])
+def test_quantization_in_the_graph(name: str, aware: bool) -> None:
+    quantization = pytest.importorskip("torch.ao.quantization")
+    quantize_fx = pytest.importorskip("torch.ao.quantization.quantize_fx")
+    if name == "RedNet":
+        model = RedNet(26, in_channels=16, stem_channels=32, base_channels=16)
+    else:
+        model = nn.Sequential(nn.Conv2d(16, 16, 1), layer_of(name), nn.BatchNorm2d(16), nn.ReLU())
+    given = image(side=32)
+    if aware:
+        mapping = quantization.get_default_qat_qconfig_mapping("fbgemm")
+        prepared = quantize_fx.prepare_qat_fx(model.train(), mapping, (given,))
+        _scalar(prepared(given)).backward()
+        assert all(each.grad.isfinite().all() for each in prepared.parameters())
+    else:
+        mapping = quantization.get_default_qconfig_mapping("fbgemm")
+        prepared = quantize_fx.prepare_fx(model.eval(), mapping, (given,))
+        prepared(given)
+    converted = quantize_fx.convert_fx(prepared.eval())
+    assert _scalar(converted(given)).isfinite()
 
 
 @every_layer

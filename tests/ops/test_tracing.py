@@ -60,6 +60,7 @@ NAMES = [
     "_len_torch_dispatch_stack",
     "_dispatch_keys",
     "_dynamo",
+    "_has_any_global_hook",
 ]
 
 
