@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from rednet.mmcv_ops.autograd import at_least_float32
+
 # mmcv's number for intersection over the first box's area; 0 is over the union.
 _OVER_FIRST = 1
 
@@ -22,6 +24,7 @@ def bbox_overlaps(
         aligned: Whether to compare boxes of the same index only.
         offset: Added to widths and heights: 1 where x2 and y2 are the last pixels inside.
     """
+    bboxes1, bboxes2 = at_least_float32(bboxes1, bboxes2)
     first = bboxes1 if aligned else bboxes1[:, None]
     near = torch.maximum(first[..., :2], bboxes2[..., :2])
     far = torch.minimum(first[..., 2:], bboxes2[..., 2:])

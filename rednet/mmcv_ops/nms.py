@@ -68,6 +68,8 @@ def softnms(
     Returns:
         Indices of the kept boxes, in the order of ``dets``.
     """
+    # NumPy has no bfloat16, and areas of large boxes overflow in float16.
+    boxes, scores = at_least_float32(boxes, scores)
     corners = _with_offset(boxes, offset).numpy()
     areas = np.prod(corners[:, 2:] - corners[:, :2], axis=1)
     table = np.vstack([corners.T, areas, scores.numpy()])  # a box in each column

@@ -22,13 +22,13 @@ from rednet.mmcv_ops import (
     roi_pool,
     sync_bn,
 )
-from rednet.mmcv_ops.installation import import_torchvision
+from rednet.mmcv_ops.installation import (
+    MMCV_PACKAGES,
+    import_torchvision,
+    installed_version,
+)
 
 torchvision = import_torchvision("mmcv was installed without its compiled operators and needs")
-_ADVICE = (
-    "pip uninstall -y mmcv-lite, then with torch installed "
-    "MMCV_WITH_OPS=1 pip install --no-build-isolation mmcv==2.1.0"
-)
 
 
 def get_compiler_version() -> str:
@@ -105,8 +105,12 @@ def unsupported(name: str) -> Callable[..., Any]:
         raise AttributeError(f"module 'mmcv._ext' has no attribute {name!r}")
 
     def missing(*args: Any, **kwargs: Any) -> Any:
+        package = next((each for each in MMCV_PACKAGES if installed_version(each)), "mmcv-lite")
+        compiled = package if package == "onedl-mmcv" else "mmcv==2.1.0"
         raise MissingDependencyError(
-            f"mmcv's operator {name} needs compiled mmcv, and the mmcv here is mmcv-lite: {_ADVICE}"
+            f"mmcv's operator {name} needs compiled mmcv, and {package} is installed without "
+            f"compiled operators: pip uninstall -y {package}, then with torch installed "
+            f"MMCV_WITH_OPS=1 pip install --no-build-isolation {compiled}"
         )
 
     return missing

@@ -102,7 +102,8 @@ def roi_pool_backward(
     channel = torch.arange(channels, device=rois.device)
     plane = (rois[:, :1].long() * channels + channel)[:, :, None, None]
     is_taken = argmax >= 0
+    (grad,) = at_least_float32(grad_output)
     index = (plane * plane_size + argmax.long().clamp(min=0)).flatten()
-    total = torch.zeros_like(grad_input).flatten()
-    total.index_add_(0, index, (grad_output * is_taken).flatten())
+    total = grad.new_zeros(grad_input.numel())
+    total.index_add_(0, index, (grad * is_taken).flatten())
     grad_input.copy_(total.view_as(grad_input))

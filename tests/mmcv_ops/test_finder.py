@@ -63,11 +63,16 @@ def test_compiled_operators_win() -> None:
 
 
 @needs_lite
-def test_what_is_not_served_raises_at_its_use() -> None:
-    code = "import rednet; from mmcv.ops import box_iou_rotated; import torch\n"
+@pytest.mark.parametrize(
+    ("package", "compiled"), [("mmcv-lite", "mmcv==2.1.0"), ("onedl-mmcv", "onedl-mmcv")]
+)
+def test_what_is_not_served_raises_at_its_use(package: str, compiled: str) -> None:
+    code = "import rednet, torch; from mmcv.ops import box_iou_rotated\n"
+    code += "from rednet.mmcv_ops import operators\n"
+    code += f"operators.installed_version = lambda name: name == {package!r}\n"
     line = run(f"{code}box_iou_rotated(torch.rand(2, 5), torch.rand(2, 5))")
-    assert "box_iou_rotated needs compiled mmcv" in line
-    assert "pip uninstall -y mmcv-lite" in line and "mmcv==" in line
+    assert f"box_iou_rotated needs compiled mmcv, and {package} is installed without" in line
+    assert f"pip uninstall -y {package}, then" in line and line.endswith(f" {compiled}")
 
 
 # ---- set-ups that do not fit together

@@ -354,3 +354,10 @@ def test_16_bit_numbers_are_computed_in_32(dtype: torch.dtype) -> None:
     boxes, scores = torch.rand(20, 4).to(dtype), torch.rand(20).to(dtype)
     keep = torch.ops.torchvision.nms(boxes.float(), scores.float(), 0.5)
     assert torch.equal(mmcv_ops.nms(boxes, scores, 0.5)[1], keep)
+    # Areas beyond float16's largest number.
+    boxes = (400 * boxes.sort(dim=1).values).round()
+    found, expected = (
+        mmcv_ops.soft_nms(*each, 0.3) for each in ((boxes, scores), (boxes.float(), scores.float()))
+    )
+    assert torch.equal(found[1], expected[1])
+    assert torch.equal(found[0], expected[0].to(dtype))
