@@ -1,7 +1,7 @@
 """EfficientNet-B0 with CondConv, eight experts, in its last eight blocks.
 
-The publication shares one routing among the layers of a block; here each layer routes by its own
-input. The schedule is mmpretrain's for batches of 256.
+The layers of a block share the routing of its first, as in the publication. The schedule is
+mmpretrain's for batches of 256.
 """
 
 _base_ = [
@@ -18,5 +18,6 @@ model = dict(
         module={{_base_.model.backbone}},
         conv_cfg=dict(type="CondConv2d", num_experts=8),
         include=r"^layers\.(4\.[345]|5\.\d)\.(expand|depthwise|linear)_conv\.conv$",
+        share_routing=r"^layers\.\d\.\d",
     )
 )

@@ -1,8 +1,7 @@
 """MobileNetV2 with CondConv, eight experts, in its last six blocks and the classifier.
 
-22.96M parameters. The published 22.88M share one routing among the layers of a block, and one bias
-among the classifier's experts; here each layer routes by its own input (0.07M) and each expert has
-a bias (0.01M). The schedule is mmpretrain's for MobileNetV2.
+The layers of a block share the routing of its first, and the classifier's experts one bias, as in
+the published network. The schedule is mmpretrain's for MobileNetV2.
 """
 
 _base_ = [
@@ -20,6 +19,7 @@ model = dict(
         module={{_base_.model.backbone}},
         conv_cfg=condconv,
         include=r"^layer(5\.[12]|6\.\d|7\.0)\.",
+        share_routing=r"^layer\d\.\d",
     ),
-    head=dict(type="ConvClsHead", conv_cfg=condconv),
+    head=dict(type="ConvClsHead", conv_cfg=dict(condconv, expert_bias=False)),
 )

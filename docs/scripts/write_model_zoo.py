@@ -19,6 +19,7 @@ SOURCES = {
     "ODConv": "[OSVAI/ODConv](https://github.com/OSVAI/ODConv)",
     "SPConv": "[qiulinzhang/SPConv.pytorch](https://github.com/qiulinzhang/SPConv.pytorch)",
     "ACNet": "[DingXiaoH/ACNet](https://github.com/DingXiaoH/ACNet)",
+    "CondConv": "[timm](https://github.com/huggingface/pytorch-image-models)",
     "DetectoRS": "[mmdetection](https://github.com/open-mmlab/mmdetection/tree/main/configs/detectors)",
 }
 HEAD = """# Model zoo
@@ -69,7 +70,7 @@ def _row(model: dict[str, Any]) -> str:
     flops = model["Metadata"].get("FLOPs")
     cells = (
         f"`{model['Config'].removeprefix('configs/')}`",
-        SOURCES.get(model["In Collection"], "") if _is_published(model) else "",
+        SOURCES[model["In Collection"]] if _is_published(model) else "",
         ", ".join(metrics),
         f"{model['Metadata']['Parameters'] / 1e6:.2f}",
         "" if flops is None else f"{flops / 1e9:.2f}",
@@ -82,8 +83,10 @@ def _is_published(model: dict[str, Any]) -> bool:
     """Whether its authors publish a file: for other layers' detectors, where there is a result."""
     is_detector = model["Config"].startswith("configs/detection/")
     collection = model["In Collection"]
+    if collection == "CondConv":
+        return "efficientnet" in model["Name"]
     if collection == "RedNet" or not (is_detector or collection == "DetectoRS"):
-        return True
+        return collection in SOURCES
     return any("Metrics" in result for result in model["Results"])
 
 
@@ -95,8 +98,7 @@ def _is_converted(model: dict[str, Any]) -> bool:
     if model["In Collection"] == "RedNet":
         return True
     is_classifier = model["Config"].startswith("configs/variants/")
-    has_file = model["In Collection"] in ("ODConv", "SPConv", "ACNet")
-    return is_classifier and has_file and "vgg" not in model["Name"]
+    return is_classifier and _is_published(model) and "vgg" not in model["Name"]
 
 
 if __name__ == "__main__":

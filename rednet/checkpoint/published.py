@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from math import prod
 from typing import Any, NamedTuple
 
 import torch
@@ -17,7 +18,9 @@ from torch import Tensor, nn
 
 from rednet.checkpoint.renaming import (
     acnet_name,
+    efficientnet_names,
     is_acnet,
+    is_efficientnet,
     is_rednet,
     rednet_name,
     torchvision_name,
@@ -83,8 +86,8 @@ def convert(
 ) -> Conversion:
     """Renames the entries of a published checkpoint to their names in this package.
 
-    A checkpoint of ACNet's authors is known by its stages of blocks, one without the stem of a
-    RedNet is read as one with torchvision's names.
+    A checkpoint of ACNet's authors is known by its stages of blocks, timm's EfficientNet by its
+    stem, and one without the stem of a RedNet is read as one with torchvision's names.
 
     Args:
         state_dict: Weights by published name.
@@ -97,11 +100,11 @@ def convert(
         The entries with their new names, and a report on each.
     """
     result = Conversion({}, [], {}, {}, [], [], {})
-    acnet = any(is_acnet(name) for name in state_dict)
-    rednet = not acnet and (build_model is None or any(is_rednet(name) for name in state_dict))
-    rename = acnet_name if acnet else rednet_name if rednet else torchvision_name
+    other = _other_names(state_dict)
+    rednet = not other and (build_model is None or any(is_rednet(name) for name in state_dict))
+    rename = rednet_name if rednet else torchvision_name
     for old, value in state_dict.items():
-        new = rename(old)
+        new = other[old] if other else rename(old)
         reason = _objection(new, value, result.state_dict, rednet)
         if reason is not None:
             result.refused[old] = reason
@@ -117,6 +120,15 @@ def convert(
     if build_model is not None:
         _compare_with_model(result, build_model)
     return result
+
+
+def _other_names(state_dict: Mapping[str, Any]) -> dict[str, str]:
+    """The new names of a checkpoint of ACNet's authors or of timm's EfficientNet, else none."""
+    if any(is_acnet(name) for name in state_dict):
+        return {name: acnet_name(name) for name in state_dict}
+    if any(is_efficientnet(name) for name in state_dict):
+        return efficientnet_names(state_dict)
+    return {}
 
 
 def _add_batch_counts(result: Conversion) -> None:
@@ -187,7 +199,8 @@ def _compare_with_model(result: Conversion, build_model: Callable[[int | None], 
     state = build_model(result.stem_kernel_size).state_dict()
     own = {name: tuple(value.shape) for name, value in state.items()}
     for name in list(result.state_dict):
-        shape = tuple(result.state_dict[name].shape)
+        value = result.state_dict[name] = _as_experts(result.state_dict[name], own.get(name, ()))
+        shape = tuple(value.shape)
         if name not in own:
             _refuse(result, [name], "the config's model has no such entry")
         elif shape != own[name]:
@@ -200,3 +213,9 @@ def _compare_with_model(result: Conversion, build_model: Callable[[int | None], 
             result.added.append(name)
         else:
             result.missing.append(name)
+
+
+def _as_experts(value: Tensor, shape: tuple[int, ...]) -> Tensor:
+    """An entry in which timm keeps each expert of CondConv as a row, in the shape given."""
+    is_flat = value.dim() == 2 and len(shape) == 5 and value.numel() == prod(shape)
+    return value.view(shape) if is_flat else value

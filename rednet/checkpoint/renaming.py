@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from itertools import accumulate
 
 # DistributedDataParallel's prefix.
@@ -40,6 +41,23 @@ _ACNET = (
 _MOBILENET_BLOCK = re.compile(r"^(?:backbone\.)?features\.(\d+)\.conv\.(\d)\.(?:([01])\.)?(.+)$")
 _MOBILENET_ENDS = re.compile(r"^(?:backbone\.)?features\.(0|18)\.([01])\.(.+)$")
 _MOBILENET_STAGES = (1, 2, 3, 4, 3, 3, 1)
+# timm's EfficientNet, in whose last stages CondConv was published.
+_EFFICIENTNET_ENDS = (
+    (re.compile(r"^conv_stem\."), "backbone.layers.0.conv."),
+    (re.compile(r"^bn1\."), "backbone.layers.0.bn."),
+    (re.compile(r"^conv_head\."), "backbone.layers.6.conv."),
+    (re.compile(r"^bn2\."), "backbone.layers.6.bn."),
+    (re.compile(r"^classifier\."), "head.fc."),
+)
+_EFFICIENTNET_BLOCK = re.compile(r"^blocks\.(\d)\.(\d+)\.(.+)$")
+_EFFICIENTNET_SQUEEZE = (
+    (re.compile(r"^se\.conv_reduce\."), "se.conv1.conv."),
+    (re.compile(r"^se\.conv_expand\."), "se.conv2.conv."),
+    (re.compile(r"^routing_fn\."), "expand_conv.conv.routing_fn."),
+)
+# The layers of a block in their order: timm's norms are numbered.
+_EFFICIENTNET_LAYERS = ("expand_conv", "depthwise_conv", "linear_conv")
+_EFFICIENTNET_CONVOLUTIONS = ("conv_pw", "conv_dw", "conv_pwl")
 
 
 def is_rednet(name: str) -> bool:
@@ -55,6 +73,26 @@ def is_acnet(name: str) -> bool:
 def acnet_name(name: str) -> str:
     """OpenMMLab's name of an entry of a ResNet of ACNet's authors."""
     return _replaced(name, _ACNET)
+
+
+def is_efficientnet(name: str) -> bool:
+    """Whether an entry is one that only timm's EfficientNets have."""
+    return re.search(r"^(module\.)?(conv_stem\.|blocks\.\d\.\d+\.conv_dw\.)", name) is not None
+
+
+def efficientnet_names(names: Iterable[str]) -> dict[str, str]:
+    """OpenMMLab's names of the entries of timm's EfficientNet.
+
+    OpenMMLab joins timm's fifth stage to the fourth and the seventh to the sixth, so that the
+    number of a block depends on how many blocks there are.
+    """
+    plain = {name: _replaced(name, (_WRAPPER, *_EFFICIENTNET_ENDS)) for name in names}
+    matches = list(filter(None, map(_EFFICIENTNET_BLOCK.match, plain.values())))
+    blocks = {stage: {int(each[2]) for each in matches if each[1] == stage} for stage in "35"}
+    return {
+        name: _efficientnet_block(new, len(blocks["3"]), len(blocks["5"]))
+        for name, new in plain.items()
+    }
 
 
 def rednet_name(name: str) -> str:
@@ -93,6 +131,26 @@ def _mobilenet_block(number: int, index: str, part: str | None, rest: str) -> st
     stage = next((each for each, end in enumerate(ends) if number <= end), len(ends) - 1)
     block = number - 1 - (ends[stage] - _MOBILENET_STAGES[stage])
     return f"backbone.layer{stage + 1}.{block}.conv.{index}.{_conv_or_bn(part)}.{rest}"
+
+
+def _efficientnet_block(name: str, blocks_of_3: int, blocks_of_5: int) -> str:
+    match = _EFFICIENTNET_BLOCK.match(name)
+    if match is None:
+        return name
+    stage, block, rest = int(match[1]), int(match[2]), match[3]
+    layer = (1, 2, 3, 4, 4, 5, 5)[min(stage, 6)]
+    block += {4: blocks_of_3, 6: blocks_of_5}.get(stage, 0)
+    # The first block does not expand: its first layer is the second of others.
+    expands = stage > 0
+    part, _, entry = rest.partition(".")
+    if part.startswith("bn"):
+        rest = f"{_EFFICIENTNET_LAYERS[int(part[2:]) - (1 if expands else 0)]}.bn.{entry}"
+    elif part in _EFFICIENTNET_CONVOLUTIONS:
+        order = _EFFICIENTNET_CONVOLUTIONS.index(part)
+        rest = f"{_EFFICIENTNET_LAYERS[order if expands or order else 2]}.conv.{entry}"
+    else:
+        rest = _replaced(rest, _EFFICIENTNET_SQUEEZE)
+    return f"backbone.layers.{layer}.{block}.{rest}"
 
 
 def _conv_or_bn(part: str) -> str:

@@ -21,6 +21,7 @@ from rednet.layers.gradient_strides import keep_gradient_strides
 from rednet.models.following_norm import FollowingNorm, following_norms
 from rednet.models.init_cfg import loads_checkpoint
 from rednet.models.replaceable import check_replaceable
+from rednet.models.shared_routing import share_routing as share_layers_routing
 from rednet.ops.geometry import Pair, pair
 from rednet.registry import CONV_LAYERS, MODELS
 
@@ -36,6 +37,7 @@ def swap_conv(
     exclude: Patterns | None = None,
     copy_weights: bool = False,
     take_norm: bool = False,
+    share_routing: Patterns | None = None,
 ) -> nn.Module:
     r"""Replaces convolutions of a module, in place, by layers of the same geometry.
 
@@ -57,6 +59,9 @@ def swap_conv(
         take_norm: Whether each layer also takes the place of the batch norm that is registered
             after its convolution, as in the published ACNet. Only for ``ACBlock``. A plain
             checkpoint still loads, with its norms.
+        share_routing: Regular expression(s) of a block's name, such as ``r'^layers\.4\.\d'``. New
+            layers whose names match with the same text share the routing of the first of them, as
+            in the published CondConv. Only for ``CondConv2d``.
 
     Returns:
         ``module`` itself, or the new layer if ``module`` is a matching convolution.
@@ -95,6 +100,9 @@ def swap_conv(
         id(convolution): _layer_like(name, convolution, conv_cfg, copy_weights, norms.get(name))
         for name, convolution in matching.items()
     }
+    if share_routing is not None:
+        named = {name: layers[id(convolution)] for name, convolution in matching.items()}
+        share_layers_routing(named, _compiled("share_routing", share_routing))
     replace_modules(module, layers)
     for norm in norms.values():
         norm.remove()
@@ -114,6 +122,7 @@ def SwapConv(
     include: Patterns = "",
     exclude: Patterns | None = None,
     take_norm: bool = False,
+    share_routing: Patterns | None = None,
     **injected: Any,
 ) -> nn.Module:
     r"""Builds a module from its config with other convolution layers in it; see :func:`swap_conv`.
@@ -125,6 +134,7 @@ def SwapConv(
         include: Regular expression(s) of the convolutions' names to replace.
         exclude: Regular expression(s) of the names to leave alone.
         take_norm: Whether the layers also take the places of the batch norms that follow.
+        share_routing: Regular expression(s) of the blocks whose layers share one routing.
         **injected: Keywords that a detector adds to its parts' configs (``train_cfg``,
             ``num_classes`` ...), which go to the inner config.
 
@@ -145,7 +155,9 @@ def SwapConv(
     if not isinstance(module, dict) or "type" not in module:
         raise TypeError(f"module must be a config dict with the key 'type', got {module!r}")
     inner = _registry(module).build({**module, **injected})
-    return swap_conv(inner, conv_cfg, include, exclude, take_norm=take_norm)
+    return swap_conv(
+        inner, conv_cfg, include, exclude, take_norm=take_norm, share_routing=share_routing
+    )
 
 
 def _registry(module: dict[str, Any]) -> Registry:

@@ -14,9 +14,6 @@ pytest.importorskip("mmpretrain", reason="the classifiers are mmpretrain's")
 
 FOLDER = Path(__file__).parents[2] / "configs" / "variants"
 # In millions. SAConv's are what it adds to the 25.56 of ResNet-50.
-# The publication shares one routing in each of the six blocks, and one bias among the classifier's
-# experts. Here each of the 18 layers has a routing and each expert a bias.
-CONDCONV_EXTRA = (8 * (3 * 1248 + 3 * 2080 - 3 * 96 - 3 * 160 + 12) + 7 * 1000) / 1e6
 PUBLISHED_PARAMETERS = {
     "resnet18_odconv1x_imagenet": 11.94,
     "resnet18_odconv4x_imagenet": 44.90,
@@ -28,7 +25,7 @@ PUBLISHED_PARAMETERS = {
     "resnet18_acblock_imagenet": 19.028520,
     "resnet50_saconv_imagenet": 25.56 + 13.71,
     "resnet50_saconv-deform_imagenet": 25.56 + 14.87,
-    "mobilenet-v2_condconv_imagenet": 22.88 + CONDCONV_EXTRA,
+    "mobilenet-v2_condconv_imagenet": 22.88,
     "resnet18_dynamicconv_imagenet": 45.48,
     "resnet101_odconv1x_imagenet": 50.82,
     "resnet101_odconv2x_imagenet": 90.44,
@@ -38,8 +35,7 @@ PUBLISHED_PARAMETERS = {
     "mobilenet-v2-x0.75_odconv4x_imagenet": 7.50,
     "mobilenet-v2-x0.5_odconv1x_imagenet": 2.43,
     "mobilenet-v2-x0.5_odconv4x_imagenet": 4.44,
-    # Published is one routing for each of the last eight blocks; two of a block's three are extra.
-    "efficientnet-b0_condconv_imagenet": 24.01 + 113792 / 1e6,
+    "efficientnet-b0_condconv_imagenet": 24.01,
     # No figure of these is published: the counts of this package.
     "resnet34_acblock_imagenet": 35.885352,
     "resnet50_acblock_imagenet": 33.116968,
