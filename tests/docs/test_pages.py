@@ -230,3 +230,10 @@ def test_the_site_has_every_page() -> None:
 
     nav = leaves(yaml.safe_load((ROOT / "mkdocs.yml").read_text())["nav"])
     assert sorted(nav) == sorted(str(path.relative_to(DOCS)) for path in DOCS.rglob("*.md"))
+
+
+@pytest.mark.parametrize("page", sorted((DOCS / "api").glob("*.md")), ids=lambda page: page.stem)
+def test_the_reference_lists_the_public_names_of_its_room(page: Path) -> None:
+    public = getattr(importlib.import_module(f"rednet.{page.stem}"), "__all__", [])
+    listed = re.findall(rf"^::: rednet\.{page.stem}\.(\w+)$", page.read_text(), re.M)
+    assert set(public) - set(listed) == set()
