@@ -19,7 +19,9 @@ from torch import Tensor, nn
 from rednet.deploy.fusing import relative_error
 from rednet.errors import MissingDependencyError, UserError
 
-OPSET = 17
+OPSET = 17  # unless another is asked for
+# The oldest that the dynamo exporter writes by itself.
+DYNAMO_OPSET = 18
 EXPORTERS = ("torchscript", "dynamo")
 # Largest error of an output, unless PyTorch's own rounding is of that size.
 TOLERANCE = 1e-5
@@ -56,6 +58,7 @@ def export_onnx(
     *,
     exporter: str = "torchscript",
     dynamic_size: bool = True,
+    opset: int | None = None,
 ) -> Graph:
     """Writes a model as an ONNX file of standard operators, with a free batch size.
 
@@ -68,28 +71,31 @@ def export_onnx(
         exporter: ``'torchscript'`` records the operators that run; ``'dynamo'`` translates the
             graph of torch.export, which takes much longer and gives a smaller graph.
         dynamic_size: Whether height and width are free too.
+        opset: Version of the standard operators. None for 17, which ``'dynamo'`` writes where
+            PyTorch can convert its graph of version 18; it cannot write older ones.
 
     Returns:
         A description of the file.
 
     Raises:
-        UserError: If the model cannot be exported.
+        UserError: If the model cannot be exported, or not in this version.
         MissingDependencyError: If a package is missing.
     """
     _require("onnx")
     outputs = outputs_of(model, images)
     names = [f"output{index}" for index in range(len(outputs))] if len(outputs) > 1 else ["output"]
     if exporter == "dynamo":
-        arguments = _dynamo_arguments(dynamic_size)
+        arguments = _dynamo_arguments(dynamic_size, opset)
     else:
         arguments = _torchscript_arguments(dict(zip(names, outputs, strict=True)), dynamic_size)
-    arguments.update(opset_version=OPSET, input_names=["image"], output_names=names)
+    arguments.update(opset_version=opset or OPSET, input_names=["image"], output_names=names)
     with torch.no_grad(), warnings.catch_warnings():
         # Such as: what a check of shapes has found is recorded as a constant.
         warnings.simplefilter("ignore")
         try:
             torch.onnx.export(model, (images,), str(path), **arguments)
-        except RuntimeError as error:  # the base of all that both exporters raise
+        # The base of all that both exporters raise, and of an unknown opset.
+        except (RuntimeError, ValueError) as error:
             raise UserError(
                 f"the {exporter} exporter cannot export this {type(model).__name__}: "
                 f"{_first_line(_root(error))}"
@@ -210,10 +216,15 @@ def _torchscript_arguments(outputs: Mapping[str, Tensor], dynamic_size: bool) ->
     return dict(dynamic_axes=axes, **(dict(dynamo=False) if _HAS_CHOICE else {}))
 
 
-def _dynamo_arguments(dynamic_size: bool) -> dict[str, Any]:
+def _dynamo_arguments(dynamic_size: bool, opset: int | None) -> dict[str, Any]:
     if not _HAS_DYNAMO:
         raise UserError(
             f"the dynamo exporter needs torch 2.7 or newer, and this is {torch.__version__}"
+        )
+    if opset is not None and opset < DYNAMO_OPSET:
+        raise UserError(
+            f"the dynamo exporter writes opset {DYNAMO_OPSET} and newer, and opset {opset} is "
+            "asked for, which the torchscript exporter writes"
         )
     _require("onnxscript")
     return dict(

@@ -6,9 +6,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from rednet.deploy.onnx import compare_onnx, export_onnx, outputs_of, random_images
+from rednet.deploy.onnx import _HAS_DYNAMO, compare_onnx, export_onnx, outputs_of, random_images
 from rednet.errors import UserError
 from rednet.layers import Involution2d
+from tests.layers.cases import build
 
 pytest.importorskip("onnx")
 pytest.importorskip("onnxruntime")
@@ -41,6 +42,26 @@ def test_the_graph_is_described(tmp_path: Path) -> None:
     assert graph.opset == 17
     assert graph.inputs == {"image": ("batch", 16, "height", "width")}
     assert graph.outputs == {"output": ("batch", 16, "output_height", "output_width")}
+
+
+@pytest.mark.parametrize("name", ["CondConv2d", "DynamicConv2d", "ODConv2d"])
+@pytest.mark.parametrize(("exporter", "opset"), [("torchscript", 11), ("dynamo", 20)])
+def test_the_opset_can_be_chosen(name: str, exporter: str, opset: int, tmp_path: Path) -> None:
+    if exporter == "dynamo" and not _HAS_DYNAMO:
+        pytest.skip("no such exporter")
+    layer, images = build(name).eval(), random_images((2, 16, 8, 8))
+    path = tmp_path / "m.onnx"
+    assert export_onnx(layer, path, images, exporter=exporter, opset=opset).opset == opset
+    assert compare_onnx(layer, path, random_images((3, 16, 9, 7))).agrees
+
+
+@pytest.mark.skipif(not _HAS_DYNAMO, reason="no such exporter")
+def test_an_opset_that_the_exporter_cannot_write_is_an_error(tmp_path: Path) -> None:
+    arguments = (build("CondConv2d"), tmp_path / "m.onnx", random_images((2, 16, 8, 8)))
+    with pytest.raises(UserError, match="dynamo exporter writes opset 18 and newer, and opset 11"):
+        export_onnx(*arguments, exporter="dynamo", opset=11)
+    with pytest.raises(UserError, match="torchscript exporter cannot export .*opset_version: 99"):
+        export_onnx(*arguments, opset=99)
 
 
 def test_a_model_that_computes_something_else_shows(tmp_path: Path) -> None:

@@ -315,8 +315,8 @@ def test_a_deployed_layer_with_frozen_norms(name: str) -> None:
 # ---- export
 
 
-@pytest.mark.parametrize("name", ["CondConv2d", "DynamicConv2d", "ODConv2d"])
-@pytest.mark.parametrize("opset", [11, 17])
+@every_layer
+@pytest.mark.parametrize("opset", [11, 14, 20])
 @pytest.mark.filterwarnings("ignore")
 def test_old_opsets(name: str, opset: int) -> None:
     onnxruntime = pytest.importorskip("onnxruntime")

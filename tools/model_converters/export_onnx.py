@@ -1,11 +1,11 @@
 """Export a classifier or a backbone to ONNX and check it in ONNX Runtime.
 
-The graph has standard operators only, of opset 17 or, with --exporter dynamo, 18. Its batch size is
-free, and so are height and width unless --fixed-size is given. ONNX Runtime's outputs on images of
-several sizes are compared with those of the model in float64: if they are off by more than 1e-5 of
-their norm, and by more than PyTorch's own rounding explains, nothing is written. The images are
-smooth and normalized as the config says. The data preprocessor (normalization) is not part of the
-graph.
+The graph has standard operators only, of opset 17 or, with --exporter dynamo, 18, unless --opset
+names another. Its batch size is free, and so are height and width unless --fixed-size is given.
+ONNX Runtime's outputs on images of several sizes are compared with those of the model in float64:
+if they are off by more than 1e-5 of their norm, and by more than PyTorch's own rounding explains,
+nothing is written. The images are smooth and normalized as the config says. The data preprocessor
+(normalization) is not part of the graph.
 """
 
 from __future__ import annotations
@@ -51,7 +51,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     with tempfile.TemporaryDirectory(dir=target.parent) as folder:
         path = Path(folder, target.name)
         graph = export_onnx(
-            model, path, images(2, *size), exporter=args.exporter, dynamic_size=not args.fixed_size
+            model,
+            path,
+            images(2, *size),
+            exporter=args.exporter,
+            dynamic_size=not args.fixed_size,
+            opset=args.opset,
         )
         print(_describe(graph, path))
         for batch, height, width in _shapes_to_compare(size, args.fixed_size):
@@ -85,6 +90,14 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         choices=EXPORTERS,
         default=EXPORTERS[0],
         help="PyTorch's exporter: torchscript is many times faster, dynamo's graph is smaller",
+    )
+    parser.add_argument(
+        "--opset",
+        type=int,
+        choices=range(11, 21),
+        metavar="VERSION",
+        help="version of the standard operators, 11 to 20; dynamo writes 18 to 20 (17, or 18 where "
+        "dynamo can write no older one)",
     )
     return parser.parse_args(arguments)
 
