@@ -13,7 +13,7 @@ with a 7 x 7 involution, although the published classifiers have 3 x 3 there.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from math import prod
 from typing import Any
@@ -21,7 +21,9 @@ from typing import Any
 import torch
 from mmengine.analysis import FlopAnalyzer
 from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
 
+from rednet.layers.base import registered_layers
 from rednet.ops.flop_formulas import involution_multiply_adds
 
 MULTIPLY_ADDS = ("convolution", "involution", "matrix product")
@@ -76,6 +78,27 @@ def count_flops(model: nn.Module, inputs: Tensor) -> dict[str, Cost]:
         )
         for name, module in model.named_modules()
     }
+
+
+def thop_ops() -> dict[type[nn.Module], Callable[..., None]]:
+    """How thop counts the layers, which compute more than their child modules do.
+
+    Returns:
+        The argument ``custom_ops`` of thop's ``profile``.
+
+    Examples:
+        >>> from thop import profile  # doctest: +SKIP
+        >>> macs, parameters = profile(model, (image,), custom_ops=thop_ops())  # doctest: +SKIP
+    """
+    return dict.fromkeys(registered_layers().values(), _count_for_thop)
+
+
+def _count_for_thop(layer: Any, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        type(layer).forward(layer, inputs[0])  # without the hooks, of which this is one
+    for module in layer.modules():
+        module.total_ops.zero_()  # what the child modules compute is part of the count
+    layer.total_ops += counter.get_total_flops() // 2  # two operations make a multiply-add
 
 
 # ---- what each operator costs, by its inputs and outputs in the traced graph

@@ -5,10 +5,12 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from rednet.flops import count_flops
+from rednet.flops import count_flops, thop_ops
 from rednet.layers import Involution2d
+from rednet.layers.base import registered_layers
 from rednet.models import RedNet
 from rednet.ops import involution2d
+from tests.layers.cases import build
 
 # depth: millions of parameters, GFLOPs as published. Both fit a 7 x 7 stem.
 PUBLISHED = {
@@ -110,3 +112,20 @@ def test_pytorchs_counter_knows_the_operator_and_its_gradients() -> None:
         output.sum().backward()
     assert forward == 2 * output.numel() * 15
     assert counter.get_total_flops() == 3 * forward
+
+
+@pytest.mark.parametrize("name", registered_layers())
+def test_thop_counts_what_a_layer_computes(name: str) -> None:
+    def count(module: nn.Module, *_: object) -> None:
+        module.total_ops += 1
+
+    model, image = nn.Sequential(build(name, 16, 16, 3)).eval(), torch.zeros(2, 16, 12, 12)
+    for module in model.modules():  # as thop does
+        module.register_buffer("total_ops", torch.zeros(1, dtype=torch.float64))
+        if type(module) is nn.Conv2d:
+            module.register_forward_hook(count)
+        elif type(module) in thop_ops():
+            module.register_forward_hook(thop_ops()[type(module)])
+    model(image)
+    counted = sum(module.total_ops.item() for module in model.modules())
+    assert counted == count_flops(model, image)[""].macs

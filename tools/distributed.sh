@@ -1,9 +1,14 @@
-# What the scripts that start several processes share; they source it.
+#!/usr/bin/env bash
+# What the scripts that start several processes share; they source it:
+#   tools/dist_train.sh CONFIG PROCESSES [arguments of tools/train.py]
+#   tools/dist_test.sh CONFIG CHECKPOINT PROCESSES [arguments of tools/test.py]
+#   tools/slurm_train.sh PARTITION JOB_NAME CONFIG WORK_DIR [arguments of tools/train.py]
+# Each prints its usage with --help.
 
 # print_help ARGUMENTS: for -h or --help as the first one, prints the comment that begins the script.
 print_help() {
     if [[ ${1:-} == -h || ${1:-} == --help ]]; then
-        sed -n '2,/^[^#]/s/^# \{0,1\}//p' "$0"
+        sed -n '1d;/^#/!q;s/^# \{0,1\}//p' "$0"
         exit 0
     fi
 }
@@ -31,3 +36,8 @@ launch() {
         --nproc_per_node="$1" \
         "$root/tools/$2" "${@:3}"
 }
+
+# Called by itself, it prints what it is for.
+if [[ ${BASH_SOURCE[0]} == "$0" ]]; then
+    print_help --help
+fi

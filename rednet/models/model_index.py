@@ -1,33 +1,66 @@
-"""Makes RedNet's models known to ``mmpretrain.get_model`` and ``mmpretrain.list_models``.
+"""Makes RedNet's models known by name to mmpretrain, mmdet and mmseg.
 
-mmpretrain is not imported for it. If it is imported already, the models are registered at once,
-otherwise as soon as it is: a finder at the front of ``sys.meta_path`` waits for the module that
-holds mmpretrain's model hub, and leaves when that was loaded.
+mmpretrain has a hub for it (``get_model``, ``list_models`` and its inferencers) and is not imported
+for it. If it is imported already, the models are registered at once, otherwise as soon as it is: a
+finder at the front of ``sys.meta_path`` waits for the module that holds mmpretrain's model hub, and
+leaves when that was loaded.
+
+The inferencers of mmdet and mmseg have none: mmengine's ``BaseInferencer`` reads the metafiles of
+the library only. Those of RedNet's detectors and segmentors are read with them.
 """
 
 from __future__ import annotations
 
 import importlib.util
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from functools import wraps
 from importlib.abc import Loader, MetaPathFinder
 from importlib.machinery import ModuleSpec
 from pathlib import Path
 from types import ModuleType
+
+from mmengine.fileio import load
+from mmengine.infer import BaseInferencer
 
 HUB = "mmpretrain.apis.model"
 # In a checkout, links to the files at its top level; in an installed package, copies.
 MIM = Path(__file__).parents[1] / ".mim"
 # Not model-index.yml, which names the detectors too.
 CLASSIFIERS = (MIM / "configs/metafile.yml", MIM / "configs/variants/metafile.yml")
+# By the library whose inferencers run them.
+METAFILES = {
+    "mmdet": MIM / "configs/detection/metafile.yml",
+    "mmseg": MIM / "configs/segmentation/metafile.yml",
+}
 
 
 def register_models() -> None:
-    """Registers the models in mmpretrain's hub, now or when mmpretrain is imported."""
+    """Registers the classifiers in mmpretrain's hub, and the others for mmengine's inferencers.
+
+    The classifiers are registered now, or when mmpretrain is imported.
+    """
+    read = BaseInferencer._get_models_from_metafile
+    if not hasattr(read, "__wrapped__"):
+        BaseInferencer._get_models_from_metafile = staticmethod(_with_own_models(read))
     if HUB in sys.modules:
         _register(sys.modules[HUB])
     else:
         sys.meta_path.insert(0, _HubFinder())
+
+
+def _with_own_models(read: Callable[[str], Iterator[dict]]) -> Callable[[str], Iterator[dict]]:
+    """Reads RedNet's models for a library, given by the folder of its metafiles, then its own."""
+
+    @wraps(read)
+    def read_all(folder: str) -> Iterator[dict]:
+        for library, metafile in METAFILES.items():
+            if library in sys.modules and folder == BaseInferencer._get_repo_or_mim_dir(library):
+                for model in load(metafile)["Models"]:
+                    yield {"Weights": None, **model, "Config": str(MIM / model["Config"])}
+        yield from read(folder)
+
+    return read_all
 
 
 def _register(hub: ModuleType) -> None:

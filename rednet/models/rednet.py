@@ -150,6 +150,7 @@ class RedNet(BaseModule):
         self.stage_blocks = STAGE_BLOCKS[depth][:num_stages]
         self.feat_dim = EXPANSION * base_channels * 2 ** (num_stages - 1)
         self.frozen_stages, self.norm_eval = frozen_stages, norm_eval
+        self.drop_path_rate = drop_path_rate
         self.norm_cfg = norm_cfg = norm_cfg or dict(type="BN")
         check_norm(norm_cfg, min(stem_channels // 2, base_channels) // REDUCTION_RATIO)
         self.stem = _stem(in_channels, stem_channels, stem_kernel_size, conv_cfg, norm_cfg)

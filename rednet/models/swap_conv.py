@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import re
 from collections.abc import Sequence
 from functools import partial
@@ -10,7 +11,7 @@ from typing import Any
 from mmcv.cnn import build_conv_layer
 from mmcv.cnn.bricks.conv2d_adaptive_padding import Conv2dAdaptivePadding
 from mmengine.model import BaseModule
-from mmengine.registry import DefaultScope, Registry
+from mmengine.registry import DefaultScope, Registry, build_from_cfg
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
@@ -161,21 +162,32 @@ def SwapConv(
 
 
 def _registry(module: dict[str, Any]) -> Registry:
-    """The registry that knows the inner module: ``MODELS``, or the one library that has its type.
+    """The registry that knows the inner module.
 
-    Without a default scope a type is searched in the root registry only, whichever library's
-    registry builds the ``SwapConv``.
+    With a default scope it is ``MODELS``, which follows the scope. Without one, a type is searched
+    in the registry that builds the ``SwapConv``, then in the root, then in all libraries.
     """
     kind = module["type"]
     if not isinstance(kind, str) or "_scope_" in module or "." in kind or MODELS.get(kind):
         return MODELS
     if DefaultScope.get_current_instance() is not None:
         return MODELS
+    building = _building_registry()
+    if building is not None and building.get(kind) is not None:
+        return building
     found = [child for child in MODELS.children.values() if child.get(kind) is not None]
     if len(found) > 1:
         scopes = " or ".join(repr(f"{child.scope}.{kind}") for child in found)
         raise ArgumentError(f"module type={kind!r} is in several libraries: write {scopes}")
     return found[0] if found else MODELS
+
+
+def _building_registry() -> Registry | None:
+    """The registry whose ``build`` is running; mmengine does not tell, but its frame has it."""
+    frame = inspect.currentframe()
+    while frame is not None and frame.f_code is not build_from_cfg.__code__:
+        frame = frame.f_back
+    return None if frame is None else frame.f_locals.get("registry")
 
 
 def _init_weights(module: BaseModule) -> None:

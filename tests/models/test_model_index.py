@@ -3,10 +3,12 @@ from __future__ import annotations
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import modelindex
 import pytest
 from mmengine.config import Config
+from mmengine.infer import BaseInferencer
 
 pytest.importorskip("mmpretrain")
 
@@ -39,6 +41,22 @@ def test_models_are_found_by_name(first: str) -> None:
     command = [sys.executable, "-W", "ignore", "-c", first + LOOK_UP]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize(
+    ("library", "name"),
+    [
+        ("mmdet", "retinanet_rednet50_fpn_1x_coco"),
+        ("mmdet", "Mask-RCNN_R50-SAC_FPN_1x_COCO"),
+        ("mmseg", "fpn_rednet50_4xb2-80k_cityscapes-512x1024"),
+    ],
+)
+def test_inferencers_of_other_libraries_find_models_by_name(library: str, name: str) -> None:
+    pytest.importorskip(library)
+    inferencer = SimpleNamespace(scope=library)
+    config, weights = BaseInferencer._load_model_from_metafile(inferencer, name)
+    assert Path(config.filename).stem == name.lower()
+    assert weights is None
 
 
 def test_the_index_names_what_the_configs_build() -> None:

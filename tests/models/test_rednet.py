@@ -293,6 +293,7 @@ def test_what_other_code_asks_a_backbone() -> None:
     )
     assert (model.depth, model.num_stages, model.strides) == (26, 3, (1, 2, 1))
     assert (model.out_indices, model.norm_cfg) == ((2,), dict(type="BN"))
+    assert (model.drop_path_rate, _tiny(drop_path_rate=0.1).drop_path_rate) == (0, 0.1)
     assert model.feat_dim == model(torch.randn(1, 3, 64, 64))[0].shape[1]
     assert [getattr(model, name) for name in model.res_layers][0] is model.layer1
 

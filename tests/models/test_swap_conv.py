@@ -16,6 +16,7 @@ from mmengine.registry import MODELS, DefaultScope
 from torch import nn
 
 import rednet
+from rednet.errors import ArgumentError
 from rednet.layers import ACBlock, ConvAWS2d, Involution2d
 
 INVOLUTION = dict(type="Involution2d", kernel_size=7, bias=False)
@@ -309,6 +310,22 @@ def test_a_type_of_one_library_is_found_without_a_default_scope() -> None:
         )
     )
     assert type(built).__name__ == "SEResNet"
+
+
+@pytest.mark.parametrize("library", ["mmdet", "mmpretrain"])
+def test_a_type_of_several_libraries_is_that_of_the_building_registry(library: str) -> None:
+    for each in ("mmdet", "mmpretrain"):
+        pytest.importorskip(f"{each}.models")
+    config = dict(
+        type="SwapConv",
+        module=dict(type="ResNet", depth=18),
+        conv_cfg=dict(type="ODConv2d"),
+        include="layer1.0.conv2",
+    )
+    registry = MODELS.children[library]
+    assert type(registry.build(config)).__module__.startswith(f"{library}.")
+    with pytest.raises(ArgumentError, match="several libraries: write 'mm.*.ResNet' or 'mm.*.Re"):
+        MODELS.build(config)
 
 
 NEW_STYLE = """

@@ -118,6 +118,15 @@ def test_help_is_printed_and_nothing_started(script: str, tmp_path: Path) -> Non
     assert "set -euo" not in done.stdout
 
 
+def test_what_the_scripts_share_names_them(tmp_path: Path) -> None:
+    for arguments in ((), ("--help",)):
+        done = call(tmp_path, "distributed.sh", *arguments)
+        assert done.returncode == 0 and not done.stderr
+        for script in ("dist_train.sh", "dist_test.sh", "slurm_train.sh"):
+            assert f"tools/{script} " in done.stdout
+        assert "print_help" not in done.stdout
+
+
 def test_two_processes_that_fail_write_one_line(tmp_path: Path) -> None:
     pytest.importorskip("mmpretrain")
     wrong = ["--work-dir", str(tmp_path), "--cfg-options", "model.backbone.type=RedNt"]
