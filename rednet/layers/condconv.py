@@ -149,7 +149,7 @@ class CondConv2d(MixtureConvLayer):
         """Pairs of experts with opposite logits: sigmoid(z) + sigmoid(-z) = 1."""
         share = 2 / self.num_experts  # the sigmoids sum to num_experts / 2
         adapted = self.repeated_state(state)
-        adapted["weight"] *= share
+        adapted["weight"] = adapted["weight"] * share  # with one expert it is the state's own
         if "bias" in adapted and self.expert_bias:
             adapted["bias"] = adapted["bias"] * share
         if self.routing_fn is not None:

@@ -144,13 +144,12 @@ class RedNet(BaseModule):
         check_layer_cfgs(conv_cfg=conv_cfg, norm_cfg=norm_cfg)
         check_involution_cfg(involution_cfg)
         check_probability("drop_path_rate", drop_path_rate)
-        self.depth, self.num_stages = depth, num_stages
+        self.depth, self.num_stages, self.drop_path_rate = depth, num_stages, drop_path_rate
         self.strides, self.dilations = tuple(strides), tuple(dilations)
         self.out_indices, self.zero_init_residual = tuple(out_indices), zero_init_residual
         self.stage_blocks = STAGE_BLOCKS[depth][:num_stages]
         self.feat_dim = EXPANSION * base_channels * 2 ** (num_stages - 1)
         self.frozen_stages, self.norm_eval = frozen_stages, norm_eval
-        self.drop_path_rate = drop_path_rate
         self.norm_cfg = norm_cfg = norm_cfg or dict(type="BN")
         check_norm(norm_cfg, min(stem_channels // 2, base_channels) // REDUCTION_RATIO)
         self.stem = _stem(in_channels, stem_channels, stem_kernel_size, conv_cfg, norm_cfg)

@@ -73,10 +73,10 @@ def test_the_index_names_what_the_configs_build() -> None:
         segmentor = models.pop(path.stem)
         assert segmentor.config == str(path.relative_to(ROOT))
         assert [result.task for result in segmentor.results] == ["Semantic Segmentation"]
-    detectors = (ROOT / "configs/detection").glob("*_rednet50_*.py")
+    detectors = (ROOT / "configs/detection").glob("*.py")
     assert sorted(models) == sorted(each.stem for each in detectors)
     for name, model in models.items():
         assert model.config == f"configs/detection/{name}.py"
         tasks = [result.task for result in model.results]
         assert tasks == ["Object Detection", "Instance Segmentation"][: len(tasks)]
-        assert len(tasks) == 1 + name.startswith("mask-rcnn")
+        assert len(tasks) == 1 + name.startswith(("mask-rcnn", "htc"))
