@@ -8,11 +8,12 @@ import sys
 import tempfile
 import traceback
 from collections.abc import Callable, Sequence
+from functools import partial
 
 import torch.distributed as dist
 
 from rednet.cli.arguments import TRACEBACK
-from rednet.cli.processes import first_to_fail
+from rednet.cli.processes import report_once
 from rednet.errors import UserError
 
 USER_ERROR = 2
@@ -37,8 +38,8 @@ def run(
     try:
         main(arguments)
     except UserError as error:
-        if first_to_fail():
-            _tell(error, TRACEBACK in (sys.argv[1:] if arguments is None else arguments))
+        with_traceback = TRACEBACK in (sys.argv[1:] if arguments is None else arguments)
+        report_once(partial(_tell, error, with_traceback))
         return USER_ERROR
     if dist.is_available() and dist.is_initialized():
         _leave_process_group()
@@ -51,7 +52,7 @@ def _tell(error: UserError, with_traceback: bool) -> None:
         traceback.print_exception(error)
     elif error.__cause__ is not None and not isinstance(error.__cause__, UserError):
         line += _written(error)
-    print(line, file=sys.stderr)
+    print(line, file=sys.stderr, flush=True)
 
 
 def _written(error: UserError) -> str:

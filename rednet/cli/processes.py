@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import time
+from collections.abc import Callable
 from datetime import timedelta
 
 from mmengine.config import Config
@@ -10,6 +12,14 @@ from mmengine.device import get_device
 from torch import distributed
 
 _STORE_TIMEOUT = timedelta(seconds=5)
+# Where a launcher names the rank of a process, and the number of processes.
+_RANKS = {
+    "RANK": "WORLD_SIZE",
+    "SLURM_PROCID": "SLURM_NTASKS",
+    "OMPI_COMM_WORLD_RANK": "OMPI_COMM_WORLD_SIZE",
+}
+# Seconds in which a launcher ends the other processes of one that has failed.
+_PATIENCE = timedelta(seconds=10)
 
 
 def set_up_cpu_processes(config: Config) -> None:
@@ -33,20 +43,46 @@ def set_up_cpu_processes(config: Config) -> None:
     }
 
 
-def first_to_fail() -> bool:
-    """Whether no other process of this distributed run asked before.
+def report_once(report: Callable[[], None]) -> None:
+    """Reports what stopped this process, unless another one of this distributed run does.
 
-    The processes count in the store by which torchrun connected them. Where it cannot be reached,
-    every process is the first.
+    The processes count in the store by which torchrun connected them. Without one, as long as
+    Slurm's processes are not connected, rank 0 reports. The others wait until it has: the launcher
+    ends all processes when one has failed, and would end that one too early. If they wait in vain,
+    they have failed alone, and report too.
+
+    Args:
+        report: Writes the report.
     """
-    address, port = os.environ.get("MASTER_ADDR"), os.environ.get("MASTER_PORT")
-    if int(os.environ.get("WORLD_SIZE", "1")) < 2 or address is None or port is None:
-        return True
-    run = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+    ranks = [name for name in _RANKS if name in os.environ]
+    if not ranks or int(os.environ.get(_RANKS[ranks[0]], "1")) < 2:
+        report()
+        return
     try:
-        store = distributed.TCPStore(
-            address, int(port), is_master=False, timeout=_STORE_TIMEOUT, wait_for_workers=False
-        )
-        return store.add(f"rednet/failures/{run}", 1) == 1
-    except (RuntimeError, ValueError):  # of the store
-        return True
+        store = _store()
+    except (KeyError, RuntimeError, ValueError):  # there is no address, or no store
+        if int(os.environ[ranks[0]]) > 0:
+            time.sleep(_PATIENCE.total_seconds())
+        report()
+        return
+    run = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+    _report_first(store, f"rednet/failures/{run}", report)
+
+
+def _store() -> distributed.TCPStore:
+    address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+    return distributed.TCPStore(
+        address, port, is_master=False, timeout=_STORE_TIMEOUT, wait_for_workers=False
+    )
+
+
+def _report_first(store: distributed.Store, key: str, report: Callable[[], None]) -> None:
+    """Reports if no other process has or does so soon."""
+    if store.add(key, 1) > 1:
+        try:
+            store.wait([f"{key}/told"], _PATIENCE)
+        except RuntimeError:  # it was ended before
+            report()
+        return
+    report()
+    store.set(f"{key}/told", "")

@@ -17,6 +17,7 @@ from rednet.engine.seeding import (
     seed_samples,
     seeded_loader_config,
 )
+from rednet.engine.worker_signals import leave_signals_to_main_process
 from rednet.registry import LOOPS
 
 
@@ -28,6 +29,7 @@ def _build_loader(runner: Runner, loader: DataLoader | Mapping[str, Any]) -> Dat
     differ = runner._randomness_cfg.get("diff_rank_seed", False)
     built = runner.build_dataloader(config, seed=seed, diff_rank_seed=differ)
     seed_samples(built)
+    leave_signals_to_main_process(built)
     return built
 
 

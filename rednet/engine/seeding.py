@@ -8,7 +8,6 @@ Here every iteration and every sample starts its generators from the seed and it
 from __future__ import annotations
 
 import random
-import signal
 from collections.abc import Iterable, Iterator
 from typing import Any
 
@@ -113,12 +112,10 @@ class SeededItems:
 
     def __init__(self, dataset: Any) -> None:
         self.dataset = dataset
-        self._in_worker = False
 
     def __call__(self, indices: list[int]) -> list[Any]:
         """Reads a batch. Outside of a worker, the process keeps its random states."""
         if get_worker_info() is not None:
-            self._leave_interrupts_to_the_main_process()
             return [self._item(index) for index in indices]
         states = random.getstate(), np.random.get_state(), torch.get_rng_state()
         items = [self._item(index) for index in indices]
@@ -131,12 +128,6 @@ class SeededItems:
         if isinstance(index, SeededIndex):
             seed_generators(*index.seeds, devices=False)
         return self.dataset[int(index)]
-
-    def _leave_interrupts_to_the_main_process(self) -> None:
-        """Lets a worker live on after Ctrl-C, which all processes of a terminal receive."""
-        if not self._in_worker:
-            self._in_worker = True
-            signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 def seeded_loader_config(config: dict[str, Any], seed: int) -> dict[str, Any]:

@@ -2,23 +2,29 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import random
 import signal
+from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from mmengine.evaluator import BaseMetric
 from mmengine.hooks import Hook
 from mmengine.model import BaseModel
 from mmengine.runner import Runner
+from mmengine.structures import BaseDataElement
 from torch import Tensor, nn
-from torch.utils.data import Dataset
+from torch.utils.data import Dataset, get_worker_info
 
 from rednet.checkpoint.writing import INTERRUPTED, LAST_CHECKPOINT
 from rednet.engine import InterruptHook
+from rednet.engine.worker_signals import SIGNALS
 
 
 class Noisy(Dataset):
@@ -40,8 +46,18 @@ class Model(BaseModel):
         super().__init__()
         self.layers = nn.Sequential(nn.Linear(4, 4), nn.BatchNorm1d(4), nn.Dropout(0.5))
 
-    def forward(self, inputs: Any, mode: str = "loss") -> dict[str, Tensor]:
+    def forward(self, inputs: Any, mode: str = "loss") -> Any:
+        if mode == "predict":
+            return [BaseDataElement() for _ in inputs]
         return dict(loss=self.layers(torch.stack(list(inputs))).square().mean())
+
+
+class Nothing(BaseMetric):
+    def process(self, data_batch: Any, data_samples: Any) -> None:
+        self.results.append(1)
+
+    def compute_metrics(self, results: list) -> dict[str, float]:
+        return dict(samples=len(results))
 
 
 class SignalAt(Hook):
@@ -66,6 +82,14 @@ class Draw(Hook):
 def without_versions_in_the_log(monkeypatch: pytest.MonkeyPatch) -> None:
     """Collecting them takes seconds."""
     monkeypatch.setattr(Runner, "_log_env", lambda *_: None)
+
+
+@pytest.fixture(autouse=True)
+def without_waiting_for_workers(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """A loader that is garbage with its queues waits this long for each worker, then ends it."""
+    monkeypatch.setattr("torch.utils.data._utils.MP_STATUS_CHECK_INTERVAL", 0.1)
+    yield
+    gc.collect()
 
 
 def runner_of(work_dir: Path, by_epoch: bool, workers: int, **changes: Any) -> Runner:
@@ -158,12 +182,72 @@ def test_an_update_is_finished(tmp_path: Path) -> None:
     assert torch.load(tmp_path / INTERRUPTED, weights_only=True)["meta"]["iter"] == 9
 
 
-def test_a_second_signal_has_its_usual_effect_and_the_end_restores_all() -> None:
-    before = [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)]
-    hook, runner = InterruptHook(), Any
+class Told(Noisy):
+    """Samples of which one tells the worker that reads it, and then the training, to stop."""
+
+    def __getitem__(self, index: int) -> dict[str, Tensor]:
+        if index == 3 and get_worker_info() is not None:
+            os.kill(os.getpid(), signal.SIGTERM)
+            os.kill(os.getppid(), signal.SIGTERM)
+        return super().__getitem__(index)
+
+
+@pytest.mark.parametrize("where", ["train", "val"])
+@pytest.mark.parametrize("by_epoch", [True, False], ids=["epochs", "iterations"])
+def test_a_signal_that_workers_get_too(tmp_path: Path, by_epoch: bool, where: str) -> None:
+    sampler = dict(type="DefaultSampler", shuffle=False)
+    loader = dict(dataset=Told(), sampler=sampler, batch_size=2, num_workers=1)
+    changes: dict[str, Any] = dict(train_dataloader=dict(loader, drop_last=True))
+    if where == "val":
+        changes = dict(val_dataloader=loader, val_cfg=dict(), val_evaluator=[Nothing()])
+    runner = runner_of(tmp_path, by_epoch, 0, **changes)
+    with pytest.raises(SystemExit) as stopped:
+        runner.train()
+    assert stopped.value.code == 143
+    assert (tmp_path / INTERRUPTED).is_file()
+
+
+def hook_that_handles() -> tuple[InterruptHook, Any]:
+    hook, runner = InterruptHook(), SimpleNamespace(val_loop=None, iter=0)
     hook.before_train(runner)  # type: ignore[arg-type]
-    os.kill(os.getpid(), signal.SIGTERM)
-    after = [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)]
-    assert after == [signal.SIG_DFL, signal.SIG_DFL]
-    hook.after_train(runner)  # type: ignore[arg-type]
-    assert [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)] == before
+    return hook, runner
+
+
+def test_the_end_gives_the_signals_back() -> None:
+    before = [signal.getsignal(number) for number in SIGNALS]
+    hook, runner = hook_that_handles()
+    assert [signal.getsignal(number) for number in SIGNALS] == [hook._handle] * 2
+    hook.after_train(runner)
+    assert [signal.getsignal(number) for number in SIGNALS] == before
+
+
+def test_a_second_signal_ends_the_process_unless_it_is_the_same_one_passed_on(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    hook, runner = hook_that_handles()
+    ended: list[int] = []
+    clock = iter([10.0, 10.5, 12.5])
+    monkeypatch.setattr("rednet.engine.interrupt_hook.time.monotonic", lambda: next(clock))
+    monkeypatch.setattr(
+        "rednet.engine.interrupt_hook.os.kill", lambda _, number: ended.append(number)
+    )
+    for expected in ([], [], [signal.SIGTERM]):
+        signal.raise_signal(signal.SIGTERM)
+        assert ended == expected
+    assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+    hook.after_train(runner)
+
+
+def test_processes_ask_each_other_about_once_a_second(monkeypatch: pytest.MonkeyPatch) -> None:
+    hook, now, asked = InterruptHook(), [0.0], []
+    module = "rednet.engine.interrupt_hook"
+    monkeypatch.setattr(f"{module}.get_world_size", lambda: 2)
+    monkeypatch.setattr(f"{module}.all_reduce", lambda *_, **__: asked.append(runner.iter))
+    monkeypatch.setattr(f"{module}.time.monotonic", lambda: now[0])
+    runner: Any = SimpleNamespace(iter=0, optim_wrapper=None)
+    for runner.iter in range(100):
+        now[0] += 0.125 if runner.iter < 70 else 2.0
+        hook.after_train_iter(runner, 0)
+    assert asked[:4] == [0, 2, 6, 14]  # twice as far each time
+    assert [each for each in asked if 14 <= each < 70] == list(range(14, 70, 8))
+    assert asked[-20:] == list(range(80, 100))  # every iteration takes longer than a second

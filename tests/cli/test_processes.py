@@ -1,0 +1,67 @@
+"""Which of several processes reports what stopped them."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+
+import pytest
+from torch import distributed
+
+from rednet.cli import processes
+
+VARIABLES = {
+    "RANK": "WORLD_SIZE",
+    "SLURM_PROCID": "SLURM_NTASKS",
+    "OMPI_COMM_WORLD_RANK": "OMPI_COMM_WORLD_SIZE",
+}
+
+
+@pytest.fixture(autouse=True)
+def waits(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """How long processes wait, without waiting; none of the launchers' variables is set."""
+    for name in ("MASTER_ADDR", "MASTER_PORT", *VARIABLES, *VARIABLES.values()):
+        monkeypatch.delenv(name, raising=False)
+    waited: list[float] = []
+    monkeypatch.setattr("rednet.cli.processes.time.sleep", waited.append)
+    return waited
+
+
+def reports() -> int:
+    made: list[int] = []
+    processes.report_once(lambda: made.append(1))
+    return len(made)
+
+
+@pytest.mark.parametrize("rank", VARIABLES)
+def test_without_a_store_rank_0_reports_and_the_others_wait(
+    rank: str, waits: list[float], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(VARIABLES[rank], "2")
+    monkeypatch.setenv(rank, "0")
+    assert reports() == 1 and waits == []
+    monkeypatch.setenv(rank, "1")
+    assert reports() == 1 and waits == [10.0]
+
+
+def test_one_process_does_not_wait(waits: list[float], monkeypatch: pytest.MonkeyPatch) -> None:
+    assert reports() == 1
+    monkeypatch.setenv("SLURM_PROCID", "0")  # a shell of salloc
+    assert reports() == 1 and waits == []
+
+
+def test_the_first_in_the_store_reports(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RANK", "1")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    store = distributed.HashStore()
+    monkeypatch.setattr(processes, "_store", lambda: store)
+    assert [reports(), reports(), reports()] == [1, 0, 0]
+
+
+def test_a_process_whose_first_was_ended_reports(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RANK", "1")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setattr(processes, "_PATIENCE", timedelta(milliseconds=1))
+    store = distributed.HashStore()
+    store.add("rednet/failures/0", 1)
+    monkeypatch.setattr(processes, "_store", lambda: store)
+    assert reports() == 1
