@@ -11,6 +11,7 @@ from pathlib import Path
 import mmengine
 from mmengine.config import Config, ConfigDict
 from mmengine.dist import is_main_process
+from mmengine.evaluator import BaseMetric
 from mmengine.registry import METRICS
 from mmengine.runner import Runner
 
@@ -74,8 +75,7 @@ def _set_up(args: argparse.Namespace) -> tuple[Runner, str | None]:
     set_up_cpu_processes(config)
     runner = build_runner(config, notes, partial=args.partial)
     if item == "pred":
-        dump = dict(type=DUMPS.get(scope_of(config) or "", "DumpResults"))
-        runner.test_evaluator.metrics.append(METRICS.build({**dump, "out_file_path": args.out}))
+        runner.test_evaluator.metrics.append(_dump(scope_of(config), args.out))
     return runner, item
 
 
@@ -174,6 +174,18 @@ def _save_masks(config: Config, folder: str) -> None:
     evaluators = config.test_evaluator
     evaluators = evaluators if isinstance(evaluators, list) else [evaluators]
     evaluators[0].output_dir = folder
+
+
+def _dump(scope: str | None, path: str) -> BaseMetric:
+    """The metric that saves the predictions, in one step instead of over an earlier file."""
+
+    def save(results: list) -> dict[str, float]:
+        write_file(path, mmengine.dump(results, file_format="pkl"))
+        return {}
+
+    metric = METRICS.build(dict(type=DUMPS.get(scope or "", "DumpResults"), out_file_path=path))
+    metric.compute_metrics = save
+    return metric
 
 
 def _use_tta(config: Config) -> None:

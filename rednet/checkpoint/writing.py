@@ -5,7 +5,8 @@ from __future__ import annotations
 import io
 import os
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -30,9 +31,20 @@ def write_file(path: str | Path, content: bytes) -> None:
             intact then, and no part of the new one is left.
     """
     target = Path(path)
-    try:
+    with failing_as_user_error(path):
         target.parent.mkdir(parents=True, exist_ok=True)
         _write_aside_and_rename(target, content)
+
+
+@contextmanager
+def failing_as_user_error(path: str | Path) -> Iterator[None]:
+    """Turns an error of the disk, while a file is written, into one that names the file.
+
+    Raises:
+        UserError: If there is one.
+    """
+    try:
+        yield
     except OSError as error:
         raise UserError(f"{path} cannot be written: {error.strerror or error}") from error
 

@@ -13,7 +13,8 @@ from functools import partial
 import torch.distributed as dist
 
 from rednet.cli.arguments import TRACEBACK
-from rednet.cli.processes import report_once
+from rednet.cli.failures import LostProcessError
+from rednet.cli.processes import report_once, wait_for_launcher
 from rednet.errors import UserError
 
 USER_ERROR = 2
@@ -38,6 +39,8 @@ def run(
     try:
         main(arguments)
     except UserError as error:
+        if isinstance(error, LostProcessError):
+            wait_for_launcher()
         with_traceback = TRACEBACK in (sys.argv[1:] if arguments is None else arguments)
         report_once(partial(_tell, error, with_traceback))
         return USER_ERROR

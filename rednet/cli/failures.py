@@ -39,6 +39,10 @@ class SetupError(UserError):
     """An exception of another library while a command was set up; its cause is that exception."""
 
 
+class LostProcessError(SetupError):
+    """Another process of a distributed run ended, or cannot be reached."""
+
+
 class _FirstIteration(Hook):
     """Notices that a loop has begun."""
 
@@ -75,7 +79,7 @@ def run_loops(runner: Runner, run: Callable[[], Any]) -> tuple[Any, bool]:
             line = describe(error, runner.cfg)
         if line is None or isinstance(error, UserError) and line == str(error):
             raise
-        raise SetupError(line) from error
+        raise _kind(error)(line) from error
 
 
 @contextmanager
@@ -97,7 +101,15 @@ def setting_up() -> Iterator[None]:
         line = outside_problem(error) or describe(error)
         if line == str(error) and isinstance(error, UserError):
             raise
-        raise SetupError(line) from error
+        raise _kind(error)(line) from error
+
+
+def _kind(error: BaseException) -> type[SetupError]:
+    return LostProcessError if _lost_a_process(error) else SetupError
+
+
+def _lost_a_process(error: BaseException) -> bool:
+    return isinstance(error, getattr(dist, "DistError", ())) or "gloo/transport" in str(error)
 
 
 def outside_problem(error: BaseException) -> str | None:
@@ -112,7 +124,7 @@ def outside_problem(error: BaseException) -> str | None:
         )
     if any(frame.f_code.co_filename.endswith(_FETCH) for frame in frames) or _WORKER.search(text):
         return _data_problem(frames, error)
-    if isinstance(error, getattr(dist, "DistError", ())) or "gloo/transport" in text:
+    if _lost_a_process(error):
         return f"another process of this run ended, or cannot be reached: {_first(text)}"
     if isinstance(error, URLError):
         address = next(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import time
 from collections.abc import Callable
 from datetime import timedelta
@@ -67,6 +68,15 @@ def report_once(report: Callable[[], None]) -> None:
         return
     run = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
     _report_first(store, f"rednet/failures/{run}", report)
+
+
+def wait_for_launcher() -> None:
+    """Waits for the launcher to end this process, as it does when another one has failed.
+
+    The launcher, or that process, reports the cause. Returns if the launcher does nothing.
+    """
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    time.sleep(_PATIENCE.total_seconds())
 
 
 def _store() -> distributed.TCPStore:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import signal
 from datetime import timedelta
 
 import pytest
 from torch import distributed
 
 from rednet.cli import processes
+from rednet.cli.command import run
+from rednet.cli.failures import setting_up
 
 VARIABLES = {
     "RANK": "WORLD_SIZE",
@@ -65,3 +68,18 @@ def test_a_process_whose_first_was_ended_reports(monkeypatch: pytest.MonkeyPatch
     store.add("rednet/failures/0", 1)
     monkeypatch.setattr(processes, "_store", lambda: store)
     assert reports() == 1
+
+
+def test_a_process_that_lost_another_waits_before_it_reports(
+    waits: list[float], capsys: pytest.CaptureFixture[str]
+) -> None:
+    handler = signal.getsignal(signal.SIGTERM)
+
+    def main(_: object) -> None:
+        with setting_up():
+            raise RuntimeError("[gloo/transport/tcp/pair.cc] Connection closed by peer")
+
+    assert run(main, []) == 2
+    assert waits == [10.0] and signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+    assert "error: another process of this run ended" in capsys.readouterr().err
+    signal.signal(signal.SIGTERM, handler)

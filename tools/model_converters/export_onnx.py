@@ -23,6 +23,7 @@ from mmengine.config import Config
 from torch import Tensor, nn
 
 from rednet.checkpoint.reading import require_weights_only
+from rednet.checkpoint.writing import failing_as_user_error
 from rednet.cli.arguments import config_parser, image_size
 from rednet.cli.command import run
 from rednet.cli.config import read_config
@@ -48,7 +49,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     images = partial(_images, image_channels(model), _normalization(config))
     target = Path(args.out)
     # Beside its place, so that it gets there in one step, when it has been checked.
-    with tempfile.TemporaryDirectory(dir=target.parent) as folder:
+    with (
+        failing_as_user_error(target),
+        tempfile.TemporaryDirectory(dir=target.parent) as folder,
+    ):
         path = Path(folder, target.name)
         graph = export_onnx(
             model,
