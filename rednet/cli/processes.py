@@ -12,6 +12,8 @@ from mmengine.config import Config
 from mmengine.device import get_device
 from torch import distributed
 
+from rednet.engine import InterruptHook
+
 _STORE_TIMEOUT = timedelta(seconds=5)
 # Where a launcher names the rank of a process, and the number of processes.
 _RANKS = {
@@ -74,7 +76,13 @@ def wait_for_launcher() -> None:
     """Waits for the launcher to end this process, as it does when another one has failed.
 
     The launcher, or that process, reports the cause. Returns if the launcher does nothing.
+
+    Raises:
+        SystemExit: If the launcher has told a training to end already.
     """
+    hook = getattr(signal.getsignal(signal.SIGTERM), "__self__", None)
+    if isinstance(hook, InterruptHook) and hook.received:
+        raise SystemExit(128 + hook.received)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     time.sleep(_PATIENCE.total_seconds())
 

@@ -48,7 +48,7 @@ class InterruptHook(Hook):
     priority = "LOWEST"
 
     def __init__(self) -> None:
-        self._received = 0
+        self.received = 0
         self._received_at = 0.0
         self._previous: dict[int, Any] = {}
         self._asked_at, self._asked_in, self._ask_in = 0.0, 0, 0
@@ -81,22 +81,22 @@ class InterruptHook(Hook):
 
     def _handle(self, number: int, _: FrameType | None) -> None:
         now = time.monotonic()
-        if not self._received:
-            self._received, self._received_at = number, now
+        if not self.received:
+            self.received, self._received_at = number, now
         elif now - self._received_at > _SAME_SIGNAL:
             signal.signal(number, signal.SIG_DFL)
             os.kill(os.getpid(), number)
 
     def _stop_if_received(self, runner: Runner, iteration: int) -> None:
         alone = get_world_size() == 1
-        received = self._received if alone else self._ask_the_others(iteration)
+        received = self.received if alone else self._ask_the_others(iteration)
         if received:
             self._stop(runner, iteration, signal.Signals(received))
 
     def _ask_the_others(self, iteration: int) -> int:
         """The signal that any process has received, or 0. Chooses when to ask again."""
         now = time.monotonic()
-        answers = torch.tensor([float(self._received), now - self._asked_at])
+        answers = torch.tensor([float(self.received), now - self._asked_at])
         all_reduce(answers, op="max")
         received, seconds = answers.tolist()
         iterations = max(iteration - self._asked_in, 1)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import signal
 from datetime import timedelta
+from types import SimpleNamespace
 
 import pytest
 from torch import distributed
@@ -11,6 +12,7 @@ from torch import distributed
 from rednet.cli import processes
 from rednet.cli.command import run
 from rednet.cli.failures import setting_up
+from rednet.engine import InterruptHook
 
 VARIABLES = {
     "RANK": "WORLD_SIZE",
@@ -74,12 +76,24 @@ def test_a_process_that_lost_another_waits_before_it_reports(
     waits: list[float], capsys: pytest.CaptureFixture[str]
 ) -> None:
     handler = signal.getsignal(signal.SIGTERM)
-
-    def main(_: object) -> None:
-        with setting_up():
-            raise RuntimeError("[gloo/transport/tcp/pair.cc] Connection closed by peer")
-
-    assert run(main, []) == 2
+    assert run(_lose_a_process, []) == 2
     assert waits == [10.0] and signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
     assert "error: another process of this run ended" in capsys.readouterr().err
     signal.signal(signal.SIGTERM, handler)
+
+
+def test_a_training_that_lost_a_process_and_was_told_to_end_is_silent(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    hook, runner = InterruptHook(), SimpleNamespace(val_loop=None, iter=0)
+    hook.before_train(runner)  # type: ignore[arg-type]
+    signal.raise_signal(signal.SIGTERM)
+    with pytest.raises(SystemExit, match="143"):
+        run(_lose_a_process, [])
+    hook.after_train(runner)  # type: ignore[arg-type]
+    assert not capsys.readouterr().err
+
+
+def _lose_a_process(_: object) -> None:
+    with setting_up():
+        raise RuntimeError("[gloo/transport/tcp/pair.cc] Connection closed by peer")
