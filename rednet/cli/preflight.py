@@ -50,6 +50,7 @@ def check_config(config: Config, loaders: Sequence[str]) -> list[str]:
     check_pretrained(config)
     folders = {}
     coco_notes: list[str] = []
+    checked: dict[Any, list[str]] = {}
     for loader in loaders:
         for dataset in dataset_configs(config, loader):
             lazy = _build_lazily(dataset, scope)
@@ -57,14 +58,18 @@ def check_config(config: Config, loaders: Sequence[str]) -> list[str]:
                 continue
             _check_paths(loader, lazy)
             if scope == "mmdet" and str(lazy.ann_file).endswith(".json"):
-                coco_notes += _check_coco(loader, lazy, config)
+                coco_notes += _check_coco(loader, lazy, config, checked)
             if scope == "mmseg":
                 _check_pixel_classes(loader, lazy, config)
             if _has_class_folders(lazy, scope):
                 folders[loader] = _class_folders(loader, lazy)
     if "train_dataloader" in loaders:
         _check_checkpoints(config)
-    notes = [*notes_on_mmcv(), *coco_notes, *check_classes(folders, _head_classes(config))]
+    notes = [
+        *notes_on_mmcv(),
+        *dict.fromkeys(coco_notes),
+        *check_classes(folders, _head_classes(config)),
+    ]
     return notes + _limit_topk(config)
 
 
@@ -274,15 +279,27 @@ def check_classes(
     ]
 
 
-def _check_coco(loader: str, dataset: Any, config: Config) -> list[str]:
-    """Checks a data set of COCO's format, and that every class is an output of the heads."""
+def _check_coco(
+    loader: str, dataset: Any, config: Config, checked: dict[Any, list[str]]
+) -> list[str]:
+    """Checks a data set of COCO's format, and that every class is an output of the heads.
+
+    Args:
+        loader: The loader of the data set.
+        dataset: The data set.
+        config: The config.
+        checked: Lines about files that other loaders have too, which are read once.
+    """
     from mmdet.datasets import CocoDataset
 
     classes = dataset.metainfo.get("classes") or ()
     if not isinstance(dataset, CocoDataset) or not classes or isinstance(classes, str):
         return []
     keeps_empty = (dataset.filter_cfg or {}).get("filter_empty_gt") is False
-    notes = check_coco(dataset.ann_file, classes, keeps_empty=keeps_empty)
+    file = (dataset.ann_file, tuple(classes), keeps_empty)
+    if file not in checked:
+        checked[file] = check_coco(dataset.ann_file, classes, keeps_empty=keeps_empty)
+    notes = list(checked[file])
     for key, outputs in fields(config.get("model"), "model"):
         if not key.endswith("_head.num_classes") or "rpn_head" in key or outputs == len(classes):
             continue

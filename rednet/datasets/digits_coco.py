@@ -152,7 +152,10 @@ def _write_split(
             for index, name in enumerate(CLASSES)
         ],
     )
-    annotation_file(folder, split).write_text(json.dumps(described))
+    # Written last and renamed: where it is, the data set is whole.
+    aside = annotation_file(folder, split).with_suffix(".part")
+    aside.write_text(json.dumps(described))
+    aside.replace(annotation_file(folder, split))
 
 
 # ---- drawing

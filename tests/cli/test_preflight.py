@@ -170,3 +170,21 @@ def test_two_packages_of_mmcv_are_a_note(monkeypatch: pytest.MonkeyPatch) -> Non
     monkeypatch.setattr("rednet.mmcv_ops.installation.version", lambda package: "2.1.0")
     (note,) = check_config(config, [])
     assert note.startswith("mmcv and mmcv-lite and onedl-mmcv are installed over each other's")
+
+
+def test_annotations_of_two_loaders_are_read_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("mmdet")
+    read: list[str] = []
+    monkeypatch.setattr(
+        "rednet.cli.preflight.check_coco", lambda path, *_, **__: read.append(path) or ["a note"]
+    )
+    (tmp_path / "a.json").write_text("{}")
+    dataset = dict(
+        type="CocoDataset", ann_file=str(tmp_path / "a.json"), metainfo=dict(classes=("a",))
+    )
+    loaders = {name: dict(dataset=dataset) for name in ("train_dataloader", "val_dataloader")}
+    config = Config(dict(default_scope="mmdet", model=dict(type="FasterRCNN"), **loaders))
+    notes = check_config(config, list(loaders))
+    assert len(read) == 1 and notes.count("a note") == 1

@@ -9,9 +9,11 @@ import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import cv2
 
+from rednet.checkpoint.writing import failing_as_user_error
 from rednet.cli.command import run
 from rednet.cli.paths import check_output
 from rednet.datasets import Digits
@@ -25,13 +27,23 @@ def main(arguments: Sequence[str] | None = None) -> None:
     check_output(folder, "the folder", folder=True)
     if folder.exists() and any(folder.iterdir()):
         raise UserError(f"the folder {folder} is not empty: give another, or remove it")
-    for split in SPLITS:
-        digits = Digits(split=split)
-        for index, sample in enumerate(digits):
-            path = folder / split / str(sample["gt_label"]) / f"{index:04}.png"
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_bytes(cv2.imencode(".png", sample["img"])[1].tobytes())
-        print(f"{folder / split}: {len(digits)} images")
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with failing_as_user_error(folder), TemporaryDirectory(dir=folder.parent) as aside:
+        # Renamed when all of it is written.
+        whole = Path(aside, folder.name)
+        counts = {split: _write_split(whole / split, split) for split in SPLITS}
+        whole.replace(folder)
+    for split, count in counts.items():
+        print(f"{folder / split}: {count} images")
+
+
+def _write_split(folder: Path, split: str) -> int:
+    digits = Digits(split=split)
+    for index, sample in enumerate(digits):
+        path = folder / str(sample["gt_label"]) / f"{index:04}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(cv2.imencode(".png", sample["img"])[1].tobytes())
+    return len(digits)
 
 
 def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
