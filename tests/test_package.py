@@ -64,7 +64,7 @@ PUBLIC_NAMES = {
         "swap_conv",
     ),
     "rednet.checkpoint": ("reading",),
-    "rednet.mmcv_ops": ("register_finder",),
+    "rednet.mmcv_ops": ("register_finders",),
     "rednet.deploy": ("switch_to_deploy",),
     "rednet.datasets": ("Digits", "LoadImage"),
     "rednet.engine": (

@@ -1,4 +1,8 @@
-"""Semantic FPN with a narrow RedNet-26 on digits on photographs, for 2 CPU cores."""
+"""Semantic FPN with a narrow RedNet-26 on digits on photographs, for 2 CPU cores.
+
+The backbone starts from the classifier of rednet26_digits.py, as one for Cityscapes starts from
+ImageNet's. To train without it: --cfg-options model.backbone.init_cfg=None
+"""
 
 _base_ = [
     "mmseg::_base_/models/fpn_r50.py",
@@ -18,6 +22,11 @@ model = dict(
         stem_channels=32,
         base_channels=16,
         out_indices=(0, 1, 2, 3),
+        init_cfg=dict(
+            type="Pretrained",
+            checkpoint="work_dirs/rednet26_digits/epoch_30.pth",
+            prefix="backbone.",
+        ),
     ),
     neck=dict(in_channels=[64, 128, 256, 512], out_channels=48, norm_cfg=dict(type="BN")),
     decode_head=dict(

@@ -157,7 +157,10 @@ def _no_data(loader: str, dataset: BaseDataset, problem: str) -> str:
     root = dataset.data_root or "."
     layout, advice = "", f"try {DEMO}, which needs no data"
     if "seg_map_path" in (dataset.data_prefix or {}):
-        advice = f"make data for configs/demo: python {DIGITS_ON_PHOTOGRAPHS} --semantic"
+        advice = (
+            f"make data for configs/demo: python {DIGITS_ON_PHOTOGRAPHS} data/digits_seg "
+            "--semantic --most-digits 16"
+        )
     elif not dataset.ann_file:
         layout = f" {root} must hold train/<class>/*.JPEG and val/<class>/*.JPEG."
     elif dataset.ann_file.endswith(".json"):  # COCO's format

@@ -8,7 +8,7 @@ from types import ModuleType
 
 import torch
 
-from rednet.errors import MissingDependencyError, UserError
+from rednet.errors import MissingDependencyError
 
 # Packages that install the same modules, under `mmcv`.
 MMCV_PACKAGES = ("mmcv", "mmcv-lite", "onedl-mmcv")
@@ -43,16 +43,7 @@ def import_operators() -> ModuleType:
     Raises:
         MissingDependencyError: If it cannot be imported.
     """
-    try:
-        return importlib.import_module("mmcv._ext")
-    except UserError:  # says already what to do
-        raise
-    except ImportError as error:  # compiled for another torch, say
-        raise MissingDependencyError(
-            f"mmcv's compiled operators do not load ({error}): build mmcv for torch "
-            f"{torch.__version__} again, or let torchvision serve: "
-            "pip uninstall -y mmcv && pip install mmcv-lite==2.1.0"
-        ) from error
+    return importlib.import_module("mmcv._ext")
 
 
 def installed_version(package: str) -> str | None:

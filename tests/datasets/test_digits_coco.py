@@ -88,6 +88,15 @@ def test_annotations_are_replaced_only_on_request(tmp_path: Path) -> None:
     assert len(written) == 2
 
 
+def test_more_digits_in_an_image() -> None:
+    few, many = (
+        [len(scene.items) for scene in scenes("train", 20, (128, 128), most_digits=most)]
+        for most in (1, 12)
+    )
+    assert max(few) <= 2  # a digit and a crowd
+    assert max(many) > 6 and sum(many) > 3 * sum(few)
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -95,6 +104,7 @@ def test_annotations_are_replaced_only_on_request(tmp_path: Path) -> None:
         (dict(size=(63, 96)), "64 to 65500 pixels wide and high, got 96 wide and 63 high"),
         (dict(size=(64, 65501)), "got 65501 wide and 64 high"),
         (dict(seed=-1), "seed must be at least 0, got -1"),
+        (dict(most_digits=0), "most_digits must be at least 1 digit in an image, got 0"),
     ],
 )
 def test_what_cannot_be_drawn_is_refused(tmp_path: Path, arguments: dict, message: str) -> None:

@@ -139,7 +139,7 @@ def broken_mmcv(tmp_path: Path) -> Path:
     return tmp_path
 
 
-@pytest.mark.parametrize("code", [DETECTOR, REPORT])
+@pytest.mark.parametrize("code", [DETECTOR, REPORT, "import rednet, mmcv.ops"])
 def test_compiled_operators_that_do_not_load(code: str, broken_mmcv: Path) -> None:
     line = run(code, broken_mmcv)
     assert "mmcv's compiled operators do not load" in line and "_ext.so: file too short" in line
@@ -173,7 +173,7 @@ except ImportError as error:
     assert run(code) == "No module named 'mmcv._ext' True"
 
 
-def test_the_finder_is_registered_once() -> None:
-    code = "import sys, rednet; from rednet.mmcv_ops import register_finder; register_finder()\n"
+def test_the_finders_are_registered_once() -> None:
+    code = "import sys, rednet; from rednet.mmcv_ops import register_finders; register_finders()\n"
     code += "print(sum(type(each).__name__ == '_ExtensionFinder' for each in sys.meta_path))"
     assert run(code) == "1"

@@ -51,7 +51,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def trained(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("work_dir")
     options = [f"train_dataloader.dataset.data_root={data}", "train_cfg.max_epochs=1"]
-    options += ["train_dataloader.batch_size=4"]
+    options += ["train_dataloader.batch_size=4", "model.backbone.init_cfg=None"]
     tool("train", DEMO, "--work-dir", str(folder), "--no-validate", "--cfg-options", *options)
     return folder / "epoch_1.pth"
 
@@ -134,7 +134,9 @@ def test_data_with_more_classes_than_the_head(data: Path, tmp_path: Path) -> Non
 
 def test_missing_data_name_the_converter(tmp_path: Path) -> None:
     option = f"train_dataloader.dataset.data_root={tmp_path / 'none'}"
-    with pytest.raises(UserError, match=r"does not exist.*make_digits_coco.py --semantic"):
+    with pytest.raises(
+        UserError, match=r"does not exist.*make_digits_coco.py data/digits_seg --semantic"
+    ):
         tool("train", DEMO, "--work-dir", str(tmp_path), "--cfg-options", option)
 
 

@@ -15,6 +15,7 @@ from collections.abc import Sequence
 from rednet.cli.command import run
 from rednet.cli.paths import check_output
 from rednet.datasets.digits_coco import annotation_file, check_annotations, write_digits_coco
+from rednet.datasets.digits_scenes import MOST_DIGITS
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -23,7 +24,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
     check_output(args.folder, "the folder", folder=True)
     images = dict(train=args.train, val=args.val)
     write_digits_coco(
-        args.folder, images, tuple(args.size), args.seed, args.overwrite, args.semantic
+        args.folder,
+        images,
+        tuple(args.size),
+        args.seed,
+        args.overwrite,
+        args.semantic,
+        args.most_digits,
     )
     for split in images:
         path = annotation_file(args.folder, split)
@@ -51,6 +58,12 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         type=int,
         default=0,
         help="seed of everything random, at least 0 (%(default)s)",
+    )
+    parser.add_argument(
+        "--most-digits",
+        type=int,
+        default=MOST_DIGITS,
+        help="digits in an image at most, besides a group of small ones (%(default)s)",
     )
     parser.add_argument("--overwrite", action="store_true", help="replace an existing data set")
     parser.add_argument(

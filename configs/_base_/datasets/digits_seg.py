@@ -1,9 +1,10 @@
 """Digits on photographs: 128 x 128 pixels, the background and 10 digits.
 
-tools/dataset_converters/make_digits_coco.py --semantic makes the data.
+tools/dataset_converters/make_digits_coco.py data/digits_seg --semantic --most-digits 16 makes the
+data. Many digits in an image make a short training worth more.
 """
 
-data_root = "data/digits_coco/"
+data_root = "data/digits_seg/"
 metainfo = dict(
     classes=("background", "0", "1", "2", "3", "4", "5", "6", "7", "8", "9"),
     palette=[
