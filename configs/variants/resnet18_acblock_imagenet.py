@@ -22,3 +22,6 @@ model = dict(
         take_norm=True,
     )
 )
+
+# The learning rate of a bias, those of the norms included, is twice that of other parameters.
+optim_wrapper = dict(paramwise_cfg=dict(custom_keys=dict(bias=dict(lr_mult=2))))

@@ -91,14 +91,14 @@ def _is_published(model: dict[str, Any]) -> bool:
 
 
 def _is_converted(model: dict[str, Any]) -> bool:
-    """Whether tests/checkpoint converts such a network; the authors' VGG has other names.
+    """Whether tests/checkpoint converts such a network.
 
-    Of detectors, these are RedNet's.
+    SPConv's VGG has names of its own. Of detectors, these are RedNet's.
     """
     if model["In Collection"] == "RedNet":
         return True
     is_classifier = model["Config"].startswith("configs/variants/")
-    return is_classifier and _is_published(model) and "vgg" not in model["Name"]
+    return is_classifier and _is_published(model) and "vgg16_spconv" not in model["Name"]
 
 
 if __name__ == "__main__":

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from rednet.checkpoint.renaming import (
-    acnet_name,
+    acnet_names,
     efficientnet_names,
     is_acnet,
     is_efficientnet,
@@ -125,7 +125,7 @@ def convert(
 def _other_names(state_dict: Mapping[str, Any]) -> dict[str, str]:
     """The new names of a checkpoint of ACNet's authors or of timm's EfficientNet, else none."""
     if any(is_acnet(name) for name in state_dict):
-        return {name: acnet_name(name) for name in state_dict}
+        return acnet_names(state_dict)
     if any(is_efficientnet(name) for name in state_dict):
         return efficientnet_names(state_dict)
     return {}

@@ -38,6 +38,23 @@ _ACNET = (
     (re.compile(r"^stage(\d)\.block(\d+)\.conv(\d)\."), r"backbone.layer\1.\2.conv\3."),
     (re.compile(r"^fc\."), "head.fc."),
 )
+# Their networks for CIFAR-10: Cifar-quick, VGG-16, ResNet-56 and WRN-16-8.
+_ACNET_OF_CIFAR = (
+    (re.compile(r"\.acb\."), ".conv."),
+    (re.compile(r"(?<!\.conv)\.(?=(square|ver|hor|fused)_)"), ".conv."),
+    (re.compile(r"^(?:stage1\.)?(?=conv\d\.)"), "backbone."),
+    (re.compile(r"^backbone\.conv1\.(?=weight$)"), "backbone.conv1.conv."),
+    (re.compile(r"^stage(\d)\.block(\d+)\."), r"backbone.layer\1.\2."),
+    (re.compile(r"^stage(\d)\.projection\."), r"backbone.layer\1.0.downsample."),
+    (re.compile(r"(?<=\d)\.proj\."), ".shortcut."),
+    (re.compile(r"^last_bn\."), "backbone.bn."),
+    (re.compile(r"^(fc1|linear1)\."), "neck.fc."),
+    (re.compile(r"^(fc2|linear2|linear)\."), "head.fc."),
+)
+_VGG_CONVOLUTION = re.compile(r"^stem\.conv(\d+)\.")
+_BLOCK = re.compile(r"^(stage\d\.block)(\d+)\.")
+# A pooling stands after these convolutions, and counts in mmpretrain's VGG.
+_VGG_STAGE_ENDS = (2, 4, 7, 10)
 _MOBILENET_BLOCK = re.compile(r"^(?:backbone\.)?features\.(\d+)\.conv\.(\d)\.(?:([01])\.)?(.+)$")
 _MOBILENET_ENDS = re.compile(r"^(?:backbone\.)?features\.(0|18)\.([01])\.(.+)$")
 _MOBILENET_STAGES = (1, 2, 3, 4, 3, 3, 1)
@@ -67,12 +84,20 @@ def is_rednet(name: str) -> bool:
 
 def is_acnet(name: str) -> bool:
     """Whether an entry is one that only the networks of ACNet's authors have."""
-    return re.search(r"^(module\.)?stage\d\.block\d+\.", name) is not None
+    pattern = r"^(module\.)?(stage\d\.block\d+|(stem\.)?conv3\.(acb|conv))\."
+    return re.search(pattern, name) is not None
 
 
-def acnet_name(name: str) -> str:
-    """OpenMMLab's name of an entry of a ResNet of ACNet's authors."""
-    return _replaced(name, _ACNET)
+def acnet_names(names: Iterable[str]) -> dict[str, str]:
+    """OpenMMLab's names of the entries of a network of ACNet's authors.
+
+    Those for CIFAR-10 call their classifiers otherwise than those for ImageNet.
+    """
+    plain = {name: _replaced(name, (_WRAPPER,)) for name in names}
+    if not any(re.match(r"(linear|fc\d)", name) for name in plain.values()):
+        return {name: _replaced(name, _ACNET) for name in plain}
+    is_wide = any(name.startswith("last_bn.") for name in plain.values())
+    return {name: _cifar_acnet_name(new, 1 if is_wide else 0) for name, new in plain.items()}
 
 
 def is_efficientnet(name: str) -> bool:
@@ -115,6 +140,17 @@ def _replaced(name: str, patterns: tuple[tuple[re.Pattern[str], str], ...]) -> s
     for pattern, replacement in patterns:
         name = pattern.sub(replacement, name)
     return name
+
+
+def _cifar_acnet_name(name: str, first_block: int) -> str:
+    """An entry of a network for CIFAR-10, whose blocks are counted from ``first_block``."""
+    vgg = _VGG_CONVOLUTION.match(name)
+    if vgg:
+        number = int(vgg[1])
+        index = number - 1 + sum(number > end for end in _VGG_STAGE_ENDS)
+        return _replaced(f"backbone.features.{index}.{name[vgg.end() :]}", _ACNET_OF_CIFAR)
+    name = _BLOCK.sub(lambda match: f"{match[1]}{int(match[2]) - first_block}.", name)
+    return _replaced(name, _ACNET_OF_CIFAR)
 
 
 def _mobilenet_block(number: int, index: str, part: str | None, rest: str) -> str:

@@ -161,6 +161,8 @@ def _no_data(loader: str, dataset: BaseDataset, problem: str) -> str:
             f"make data for configs/demo: python {DIGITS_ON_PHOTOGRAPHS} data/digits_seg "
             "--semantic --most-digits 16"
         )
+    elif hasattr(dataset, "download"):
+        advice = "let it be downloaded by dataset.download=True of each dataloader"
     elif not dataset.ann_file:
         layout = f" {root} must hold train/<class>/*.JPEG and val/<class>/*.JPEG."
     elif dataset.ann_file.endswith(".json"):  # COCO's format

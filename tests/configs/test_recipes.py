@@ -11,6 +11,10 @@ from typing import Any
 
 import pytest
 from mmengine.config import Config
+from mmengine.optim import build_optim_wrapper
+from torch import nn
+
+from rednet.layers import ACBlock
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -36,8 +40,8 @@ def cityscapes() -> dict[str, Any]:
     )
 
 
-def imagenet(length: int, lr: float, weight_decay: float, **decay: Any) -> dict[str, Any]:
-    """A recipe on ImageNet without warm-up."""
+def classifier(length: int, lr: float, weight_decay: float, **decay: Any) -> dict[str, Any]:
+    """A recipe of a classifier without warm-up."""
     return dict(
         optimizer=dict(type="SGD", lr=lr, momentum=0.9, weight_decay=weight_decay),
         clip=None,
@@ -54,9 +58,9 @@ REDNET = dict(
     warm_up=dict(begin=0, end=3130, start_factor=0.25),
     decay=dict(type="CosineAnnealingLR", T_max=130),
 )
-STEPS = imagenet(100, 0.1, 1e-4, type="MultiStepLR", milestones=[30, 60, 90], gamma=0.1)
-MOBILE = imagenet(150, 0.05, 4e-5, type="CosineAnnealingLR", T_max=150)
-SPCONV = imagenet(90, 0.1, 1e-4, type="MultiStepLR", milestones=[30, 60], gamma=0.1)
+STEPS = classifier(100, 0.1, 1e-4, type="MultiStepLR", milestones=[30, 60, 90], gamma=0.1)
+MOBILE = classifier(150, 0.05, 4e-5, type="CosineAnnealingLR", T_max=150)
+SPCONV = classifier(90, 0.1, 1e-4, type="MultiStepLR", milestones=[30, 60], gamma=0.1)
 PUBLISHED: dict[str, dict[str, Any]] = {
     **{f"rednet{depth}_imagenet": REDNET for depth in (26, 38, 50, 101, 152)},
     "detection/retinanet_rednet50_fpn_1x_coco": coco(0.01, 2000),
@@ -90,12 +94,24 @@ PUBLISHED: dict[str, dict[str, Any]] = {
     },
     **{f"variants/resnet50_spconv{ratio}_imagenet": SPCONV for ratio in (2, 4, 8)},
     **{
-        f"variants/resnet{depth}_acblock_imagenet": imagenet(
+        f"variants/resnet{depth}_acblock_imagenet": classifier(
             100, 0.1, 1e-4, type="CosineAnnealingLR", T_max=100
         )
         for depth in (18, 34, 50)
     },
+    **{
+        f"variants/{name}_acblock_cifar10": classifier(
+            epochs, lr, decay, type="CosineAnnealingLR", T_max=epochs, convert_to_iter_based=True
+        )
+        for name, epochs, lr, decay in (
+            ("cifar-quick", 150, 0.1, 1e-4),
+            ("vgg16", 400, 0.1, 1e-4),
+            ("resnet56", 400, 0.2, 1e-4),
+            ("wrn-16-8", 400, 0.1, 5e-4),
+        )
+    },
 }
+ACNETS = [name for name in PUBLISHED if "acblock" in name]
 
 
 @pytest.mark.parametrize("name", PUBLISHED)
@@ -122,7 +138,7 @@ def test_the_recipe_is_the_published_one(name: str) -> None:
     assert {key: decay[key] for key in expected["decay"]} == expected["decay"]
 
 
-RESNETS = sorted(path.stem for path in (ROOT / "configs/variants").glob("resnet*.py"))
+RESNETS = sorted(path.stem for path in (ROOT / "configs/variants").glob("resnet*_imagenet.py"))
 
 
 @pytest.mark.parametrize("name", RESNETS)
@@ -149,3 +165,34 @@ def test_odconv_is_trained_with_its_dropout_and_temperature(name: str) -> None:
     config = Config.fromfile(ROOT / "configs" / f"{name}.py")
     assert config.model.head.dropout == 0.2
     assert [each.type for each in config.custom_hooks].count("TemperatureAnnealHook") == 1
+
+
+@pytest.mark.parametrize("name", ACNETS)
+def test_a_bias_of_acnet_learns_twice_as_fast(name: str) -> None:
+    pytest.importorskip("mmpretrain")
+    config = Config.fromfile(ROOT / "configs" / f"{name}.py")
+    lr = config.optim_wrapper.optimizer.lr
+    model = nn.Sequential(ACBlock(3, 4, 3), nn.Linear(4, 2))
+    optimizer = build_optim_wrapper(model, config.optim_wrapper).optimizer
+    decay = config.optim_wrapper.optimizer.weight_decay
+    assert len(optimizer.param_groups) == len(list(model.parameters()))
+    for (key, parameter), group in zip(
+        model.named_parameters(), optimizer.param_groups, strict=True
+    ):
+        assert group["params"][0] is parameter and group["weight_decay"] == decay
+        assert group["lr"] == (2 * lr if key.endswith("bias") else lr)
+
+
+@pytest.mark.parametrize("name", [name for name in ACNETS if "cifar10" in name])
+def test_cifar_is_padded_cropped_and_flipped(name: str) -> None:
+    pytest.importorskip("mmpretrain")
+    config = Config.fromfile(ROOT / "configs" / f"{name}.py")
+    assert config.data_preprocessor.mean == config.data_preprocessor.std == [127.5] * 3
+    loaders = (config.train_dataloader, config.val_dataloader, config.test_dataloader)
+    assert {(each.batch_size, each.dataset.download) for each in loaders} == {(128, False)}
+    assert [each.dataset.split for each in loaders] == ["train", "test", "test"]
+    crop, flip, _ = config.train_dataloader.dataset.pipeline
+    assert (crop.type, crop.crop_size, crop.padding) == ("RandomCrop", 32, 4)
+    assert (flip.type, flip.prob, flip.direction) == ("RandomFlip", 0.5, "horizontal")
+    assert [each.type for each in config.val_dataloader.dataset.pipeline] == ["PackInputs"]
+    assert config.param_scheduler.end == config.train_cfg.max_epochs

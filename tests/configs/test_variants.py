@@ -1,4 +1,4 @@
-"""The ImageNet configs of the convolution variants build, and count the published parameters."""
+"""The configs of the convolution variants build, and count the published parameters."""
 
 from __future__ import annotations
 
@@ -9,6 +9,8 @@ import torch
 from mmengine.config import Config
 from mmengine.registry import MODELS, DefaultScope
 from torch import nn
+
+from rednet.layers import ACBlock
 
 pytest.importorskip("mmpretrain", reason="the classifiers are mmpretrain's")
 
@@ -42,7 +44,12 @@ PUBLISHED_PARAMETERS = {
     "vgg16_spconv2_imagenet": 128.99,
     "resnet50_dynamicconv_imagenet": 100.90,
     "mobilenet-v2_dynamicconv_imagenet": 12.42,
+    "cifar-quick_acblock_cifar10": 0.149226,
+    "vgg16_acblock_cifar10": 24.810570,
+    "resnet56_acblock_cifar10": 1.429434,
+    "wrn-16-8_acblock_cifar10": 18.172538,
 }
+CIFAR = tuple(name for name in PUBLISHED_PARAMETERS if name.endswith("cifar10"))
 TEMPERED = ("odconv", "dynamicconv")
 
 
@@ -66,6 +73,7 @@ def test_parameters_are_the_published_ones(name: str) -> None:
     # Some of the published figures are cut off, not rounded.
     assert abs(millions - PUBLISHED_PARAMETERS[name]) < 0.01
     size = (224, 224) if "vgg" in name else (33, 47)  # VGG's linear layers fit one size
+    size = (32, 32) if "cifar10" in name else size
     assert model.eval().extract_feat(torch.rand(1, 3, *size))[0].ndim == 2
 
 
@@ -73,6 +81,47 @@ def test_acnet_has_the_published_parameters_exactly() -> None:
     """A block takes the norm's place: 16 norms fewer than with a block in each convolution's."""
     model = _build(Config.fromfile(FOLDER / "resnet18_acblock_imagenet.py"))
     assert sum(parameter.numel() for parameter in model.parameters()) == 19_028_520
+
+
+def _acblock(kernel_size: int, inputs: int, outputs: int) -> int:
+    """Parameters of a block: three kernels and three norms."""
+    return (kernel_size**2 + 2 * kernel_size) * inputs * outputs + 6 * outputs
+
+
+def test_the_networks_for_cifar_have_the_parameters_of_their_layers() -> None:
+    quick = _acblock(5, 3, 32) + _acblock(5, 32, 32) + _acblock(5, 32, 64)
+    quick += (576 + 1) * 64 + (64 + 1) * 10
+    vgg, inputs = (512 + 1) * 512 + (512 + 1) * 10, 3
+    for outputs in (64, 64, 128, 128, 256, 256, 256, *(6 * [512])):
+        vgg, inputs = vgg + _acblock(3, inputs, outputs), outputs
+    resnet = _acblock(3, 3, 16) + 18 * _acblock(3, 16, 16) + (64 + 1) * 10
+    for inputs in (16, 32):
+        resnet += _acblock(3, inputs, 2 * inputs) + 17 * _acblock(3, 2 * inputs, 2 * inputs)
+        resnet += inputs * 2 * inputs + 2 * 2 * inputs
+    wide, inputs = _acblock(3, 3, 16) + 2 * 512 + (512 + 1) * 10, 16
+    for outputs in (128, 256, 512):
+        wide += 2 * 2 * inputs + inputs * outputs + _acblock(3, inputs, outputs)
+        wide, inputs = wide + 3 * (2 * outputs + _acblock(3, outputs, outputs)), outputs
+    counts = dict(zip(CIFAR, (quick, vgg, resnet, wide), strict=True))
+    for name, count in counts.items():
+        assert PUBLISHED_PARAMETERS[name] == count / 1e6
+        model = _build(Config.fromfile(FOLDER / f"{name}.py"))
+        assert sum(parameter.numel() for parameter in model.parameters()) == count
+
+
+@pytest.mark.parametrize("name", CIFAR)
+def test_the_blocks_of_a_network_for_cifar_start_at_a_third(name: str) -> None:
+    model = _build(Config.fromfile(FOLDER / f"{name}.py"))
+    model.init_weights()
+    blocks = [each for each in model.modules() if isinstance(each, ACBlock)]
+    assert (
+        len(blocks)
+        == {"cifar-quick": 3, "vgg16": 13, "resnet56": 55, "wrn-16-8": 13}[name.partition("_")[0]]
+    )
+    for block in blocks:
+        for norm in (block.square_bn, block.ver_bn, block.hor_bn):
+            assert (norm.weight == 1 / 3).all()
+    assert model.eval()(torch.randn(1, 3, 32, 32), mode="tensor").shape == (1, 10)
 
 
 @pytest.mark.parametrize("name", PUBLISHED_PARAMETERS)

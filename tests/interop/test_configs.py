@@ -139,7 +139,7 @@ def test_data_that_is_downloaded_need_not_be_there(tmp_path: Path) -> None:
     assert check_config(_config(dataset), ["train_dataloader"]) == []
     wrapped = dict(type="RepeatDataset", times=2, dataset=dataset)
     assert check_config(_config(wrapped), ["train_dataloader"]) == []
-    with pytest.raises(UserError, match="does not exist"):
+    with pytest.raises(UserError, match="none does not exist.* or let it be downloaded by dataset"):
         check_config(_config({**dataset, "download": False}), ["train_dataloader"])
 
 

@@ -1,0 +1,31 @@
+"""VGG-16 with ACBlocks in place of its 3 x 3 convolutions and norms, for CIFAR-10.
+
+One hidden layer of 512. The published recipe: 400 epochs, batch 128, cosine decay from 0.1, every
+norm starting at 1/3.
+"""
+
+_base_ = [
+    "../_base_/models/cifar10_classifier.py",
+    "../_base_/schedules/cifar10_400e.py",
+    "../_base_/datasets/cifar10.py",
+    "../_base_/default_runtime.py",
+]
+
+model = dict(
+    backbone=dict(
+        type="SwapConv",
+        module=dict(type="VGG", depth=16, norm_cfg=dict(type="BN")),
+        conv_cfg=dict(type="ACBlock", gamma_init=1 / 3),
+        include=r"^features\.\d+\.conv$",
+        take_norm=True,
+    ),
+    neck=dict(
+        _delete_=True,
+        type="LinearNeck",
+        in_channels=512,
+        out_channels=512,
+        norm_cfg=None,
+        act_cfg=dict(type="ReLU"),
+    ),
+    head=dict(in_channels=512),
+)
