@@ -118,8 +118,7 @@ def _write_split(
             path.write_bytes(cv2.imencode(".png", class_map(scene))[1].tobytes())
         images.append(dict(id=number, file_name=name, height=size[0], width=size[1]))
         for item in scene.items:
-            identity = dict(id=len(annotations) + 1, image_id=number)
-            annotations.append({**identity, **annotation(item)})
+            annotations.append(dict(id=len(annotations) + 1, image_id=number, **annotation(item)))
     described = dict(
         info=dict(description=f"Digits on photographs, {split}, seed {seed}"),
         images=images,
@@ -129,8 +128,7 @@ def _write_split(
             for index, name in enumerate(CLASSES)
         ],
     )
-    # Written last and renamed: where it is, the data set is whole.
-    aside = annotation_file(folder, split).with_suffix(".part")
+    aside = annotation_file(folder, split).with_suffix(".part")  # renamed when all is written
     aside.write_text(json.dumps(described))
     aside.replace(annotation_file(folder, split))
 
