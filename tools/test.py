@@ -63,6 +63,7 @@ def _set_up(args: argparse.Namespace) -> tuple[Runner, str | None]:
     item = _check_out(args.out, args.out_item, scope_of(config))
     set_up_run(config, args)
     config.load_from = args.checkpoint
+    config.resume = False  # which a resumed training leaves in the config of its work directory
     if args.amp:
         config.test_cfg.fp16 = True
     if args.show or args.show_dir:

@@ -54,16 +54,18 @@ def scope_of(config: Config) -> str | None:
     """The library that a config is written for, or None for no library of OpenMMLab's.
 
     New-style configs, which import their types, set ``default_scope=None``. There the model's type
-    tells.
+    tells, or that of the ``module`` in it if the model is ``Deployed`` or a ``SwapConv``.
     """
     scope = config.get("default_scope")
     model = config.get("model")
-    kind = model.get("type") if isinstance(model, Mapping) else None
-    if scope is not None or kind is None:
-        return scope
-    path = kind if isinstance(kind, str) else kind.__module__
-    library = path.partition(".")[0]
-    return library if library in LIBRARIES and library != path else None
+    while scope is None and isinstance(model, Mapping):
+        kind = model.get("type", "")
+        path = kind if isinstance(kind, str) else kind.__module__
+        library = path.partition(".")[0]
+        if library in LIBRARIES and library != path:
+            return library
+        model = model.get("module")
+    return scope
 
 
 def image_channels(model: nn.Module) -> int:

@@ -130,11 +130,12 @@ def _build_lazily(config: Mapping[str, Any], scope: str | None) -> Any:
     """Builds the data set without its data and pipeline, which is enough to know its paths.
 
     Returns:
-        The data set, or None for a class that is not mmengine's and so has no such paths.
+        The data set, or None for a class or function that is not mmengine's: it has no such paths.
     """
     with DATASETS.switch_scope_and_registry(scope) as registry:
         kind = registry.get(config["type"]) if isinstance(config["type"], str) else config["type"]
-        if isinstance(kind, type) and not issubclass(kind, BaseDataset):
+        is_mmengines = isinstance(kind, type) and issubclass(kind, BaseDataset)
+        if kind is not None and not is_mmengines:
             return None
         return registry.build({**config, "lazy_init": True, "pipeline": []})
 

@@ -17,7 +17,7 @@ from rednet.cli.command import run
 from rednet.cli.preflight import check_config
 from rednet.errors import UserError
 from tests.image_folder import CLASSES, write_image_folder
-from tools import train
+from tools import test, train
 
 ROOT = Path(__file__).resolve().parents[2]
 CONFIG = ROOT / "configs" / "rednet50_imagenet.py"
@@ -152,7 +152,21 @@ def test_any_registered_dataset(monkeypatch: pytest.MonkeyPatch) -> None:
             return self.length
 
     monkeypatch.setitem(DATASETS.module_dict, "Plain", Plain)
-    assert check_config(_config(dict(type="Plain", length=3)), ["train_dataloader"]) == []
+    monkeypatch.setitem(DATASETS.module_dict, "make_plain", lambda length: Plain(length))
+    for kind in ("Plain", "make_plain"):
+        assert check_config(_config(dict(type=kind, length=3)), ["train_dataloader"]) == []
+
+
+def test_a_resumed_trainings_config_tests_bare_weights(trained: Path, tmp_path: Path) -> None:
+    state_dict = torch.load(trained / "epoch_1.pth", weights_only=False)["state_dict"]
+    torch.save(dict(state_dict=state_dict), tmp_path / "published.pth")
+    config = Config.fromfile(trained / "stock.py")
+    config.resume = True
+    config.dump(tmp_path / "resumed.py")
+    files = [str(tmp_path / "resumed.py"), str(tmp_path / "published.pth")]
+    data = f"test_dataloader.dataset.data_root={config.train_dataloader.dataset.data_root}"
+    more = ["--work-dir", str(tmp_path), "--cfg-options", data, "test_dataloader.num_workers=0"]
+    assert run(test.main, [*files, *more]) == 0
 
 
 # ---- inferencers

@@ -83,6 +83,9 @@ def test_the_models_type_tells_the_scope(
         "mmpretrain"
     )
     assert scope_of(Config(dict(model=dict(type="ResNet")))) is None
+    for wrapper in ("Deployed", "SwapConv"):
+        wrapped = dict(type=wrapper, module=dict(type=ImageClassifier))
+        assert scope_of(Config(dict(default_scope=None, model=wrapped))) == "mmpretrain"
 
 
 # ---- the backbone of a detector

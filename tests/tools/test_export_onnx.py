@@ -65,6 +65,25 @@ def test_the_size_can_be_fixed(config: Path, tmp_path: Path, capsys: pytest.Capt
     assert "the weights are random" in printed
 
 
+def test_without_a_checkpoint_init_cfg_gives_the_weights(
+    config: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    model = randomized(MODELS.build(TINY)).eval()
+    state_dict = {f"backbone.{key}": value for key, value in model.state_dict().items()}
+    torch.save({"state_dict": state_dict}, tmp_path / "detector.pth")
+    init_cfg = dict(
+        type="Pretrained", checkpoint=str(tmp_path / "detector.pth"), prefix="backbone."
+    )
+    with config.open("a") as file:
+        file.write(f"model['init_cfg'] = {init_cfg!r}\n")
+    assert _call(config, "--out", tmp_path / "m.onnx", "--shape", "16", "--fixed-size") == 0
+    assert "the weights are those that init_cfg names" in capsys.readouterr().out
+    session = onnxruntime.InferenceSession(tmp_path / "m.onnx", providers=["CPUExecutionProvider"])
+    image = torch.randn(1, 3, 16, 16)
+    actual = session.run(None, {"image": image.numpy()})[0]
+    torch.testing.assert_close(torch.from_numpy(actual), model(image)[0], rtol=1e-4, atol=1e-5)
+
+
 def test_one_number_is_both_sides(
     config: Path, tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:

@@ -20,6 +20,7 @@ from pathlib import Path
 
 import torch
 from mmengine.config import Config
+from mmengine.model import BaseModule
 from torch import Tensor, nn
 
 from rednet.checkpoint.reading import require_weights_only
@@ -27,6 +28,7 @@ from rednet.checkpoint.writing import failing_as_user_error
 from rednet.cli.arguments import config_parser, image_size
 from rednet.cli.command import run
 from rednet.cli.config import read_config
+from rednet.cli.failures import setting_up
 from rednet.cli.model import (
     build_model,
     image_channels,
@@ -37,6 +39,7 @@ from rednet.cli.model import (
 from rednet.cli.paths import check_checkpoint, check_output
 from rednet.deploy.onnx import EXPORTERS, Graph, compare_onnx, export_onnx, random_images
 from rednet.errors import UserError
+from rednet.models.init_cfg import as_list, is_pretrained
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -71,7 +74,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = config_parser(__doc__)
-    parser.add_argument("checkpoint", nargs="?", help="checkpoint file (random weights if omitted)")
+    parser.add_argument(
+        "checkpoint", nargs="?", help="checkpoint file (else init_cfg's or random weights)"
+    )
     parser.add_argument("--out", required=True, metavar="FILE", help="the ONNX file to write")
     parser.add_argument(
         "--shape",
@@ -113,11 +118,24 @@ def _build(config: Config, args: argparse.Namespace) -> nn.Module:
     if not args.backbone:
         _check_kind(config)
     model = build_model(config)
-    if args.checkpoint is None:
-        print("no checkpoint: the weights are random")
-    else:
+    if args.checkpoint is not None:
         load_weights(model, args.checkpoint)
+    elif isinstance(model, BaseModule) and _names_weights(model):
+        with setting_up():
+            model.init_weights()
+        print("no checkpoint: the weights are those that init_cfg names, and otherwise random")
+    else:
+        print("no checkpoint: the weights are random")
     return _backbone(model) if args.backbone else model
+
+
+def _names_weights(model: nn.Module) -> bool:
+    """Whether an ``init_cfg`` names a checkpoint; our configs leave the name to the user."""
+    return any(
+        is_pretrained(entry) and entry.get("checkpoint")
+        for module in model.modules()
+        for entry in as_list(getattr(module, "init_cfg", None))
+    )
 
 
 def _backbone(model: nn.Module) -> nn.Module:
