@@ -38,6 +38,12 @@ _ACNET = (
     (re.compile(r"^stage(\d)\.block(\d+)\.conv(\d)\."), r"backbone.layer\1.\2.conv\3."),
     (re.compile(r"^fc\."), "head.fc."),
 )
+# In ResNet-18 and ResNet-34 a stage is a plain Sequential.
+_ACNET_OF_BASIC_BLOCKS = (
+    (re.compile(r"^stage(\d)\.\d+\.shortcut\."), r"stage\1.projection."),
+    (re.compile(r"^stage(\d)\.(\d+)\."), r"stage\1.block\2."),
+    (re.compile(r"^linear\."), "fc."),
+)
 # Their networks for CIFAR-10: Cifar-quick, VGG-16, ResNet-56 and WRN-16-8.
 _ACNET_OF_CIFAR = (
     (re.compile(r"\.acb\."), ".conv."),
@@ -84,7 +90,7 @@ def is_rednet(name: str) -> bool:
 
 def is_acnet(name: str) -> bool:
     """Whether an entry is one that only the networks of ACNet's authors have."""
-    pattern = r"^(module\.)?(stage\d\.block\d+|(stem\.)?conv3\.(acb|conv))\."
+    pattern = r"^(module\.)?(stage\d\.(block)?\d+|(stem\.)?conv3\.(acb|conv))\."
     return re.search(pattern, name) is not None
 
 
@@ -94,6 +100,9 @@ def acnet_names(names: Iterable[str]) -> dict[str, str]:
     Those for CIFAR-10 call their classifiers otherwise than those for ImageNet.
     """
     plain = {name: _replaced(name, (_WRAPPER,)) for name in names}
+    if any(re.match(r"stage\d\.\d", name) for name in plain.values()):
+        plain = {name: _replaced(new, _ACNET_OF_BASIC_BLOCKS) for name, new in plain.items()}
+        return {name: _replaced(new, _ACNET) for name, new in plain.items()}
     if not any(re.match(r"(linear|fc\d)", name) for name in plain.values()):
         return {name: _replaced(name, _ACNET) for name in plain}
     is_wide = any(name.startswith("last_bn.") for name in plain.values())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import traceback
 from pathlib import Path
 from types import FrameType
@@ -10,6 +11,9 @@ from types import FrameType
 from mmengine.config import Config
 
 from rednet.cli.failures import SetupError, reason_of
+
+# What mmengine says where a base, such as mmseg::..., belongs to a package that is missing.
+_MISSING_PACKAGE = re.compile(r"(\S+) is not installed, please install")
 
 
 def read_file(path: str) -> Config:
@@ -38,6 +42,9 @@ def _reads_a_file(frame: FrameType) -> bool:
 def _reading_reason(error: BaseException) -> str:
     if isinstance(error, SyntaxError):
         return f"{type(error).__name__}: {error.msg}"
+    missing = _MISSING_PACKAGE.match(str(error))
+    if missing:
+        return f"{missing[1]} is not installed: pip install {missing[1]}"
     if isinstance(error, RecursionError):
         return "a config is among its own _base_ files"
     return reason_of(error).partition(", the current sys.path is")[0]

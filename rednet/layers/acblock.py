@@ -229,8 +229,8 @@ class ACBlock(ConvLayer):
         for name, norm in zip(self.branches, self._norms(), strict=False):
             if not has_statistics(norm):
                 raise ArgumentError(
-                    f"{name}_bn of type {type(norm).__name__} cannot be merged: it is no batch norm "
-                    "with running statistics"
+                    f"{name}_bn of type {type(norm).__name__} cannot be merged: it is no batch "
+                    "norm with running statistics"
                 )
         scale, bias = scale_and_shift(self.square_bn)
         weight = scale_filters(self.square_conv.weight, scale)

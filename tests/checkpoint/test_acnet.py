@@ -42,6 +42,12 @@ def authors_name(name: str) -> str:
     return re.sub(r"^layer(\d)\.(\d+)\.conv(\d)\.(?=\w+_)", r"stage\1.block\2.conv\3.", name)
 
 
+def in_a_sequential(name: str) -> str:
+    """The name in ResNet-18 and ResNet-34, whose stages are Sequentials."""
+    name = re.sub(r"^stage(\d)\.projection", r"stage\1.0.shortcut", name)
+    return re.sub(r"^stage(\d)\.block(\d+)", r"stage\1.\2", name).replace("fc.", "linear.")
+
+
 def published(name: str) -> dict[str, Tensor]:
     """A file with random values, as the authors' code writes it."""
     last = "conv3" if "50" in name else "conv2"
@@ -51,14 +57,14 @@ def published(name: str) -> dict[str, Tensor]:
         if f".{last}." not in key:  # a ReLU follows
             key = re.sub(r"(block\d+\.conv\d)\.(?=(square|ver|hor)_)", r"\1.acb.", key)
         if not key.endswith("num_batches_tracked"):
-            state[key] = torch.rand_like(value)
+            state[key if "50" in name else in_a_sequential(key)] = torch.rand_like(value)
     return state
 
 
-@pytest.mark.parametrize("name", ["resnet18_acblock", "resnet50_acblock"])
+@pytest.mark.parametrize("name", ["resnet18_acblock", "resnet34_acblock", "resnet50_acblock"])
 def test_a_published_acnet_is_renamed(name: str) -> None:
     state = published(name)
-    assert "stage1.block0.conv1.acb.square_conv.weight" in state or "50" in name
+    assert "stage1.0.conv1.acb.square_conv.weight" in state or "50" in name
     result = convert({f"module.{key}": value for key, value in state.items()}, build(name))
     assert not result.refused and not result.missing
     build(name)(None).load_state_dict(result.state_dict)

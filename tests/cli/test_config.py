@@ -99,6 +99,17 @@ def test_a_missing_file() -> None:
         read_config("nowhere/x.py")
 
 
+def test_a_base_of_a_package_that_is_missing_gives_the_command(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = tmp_path / "config.py"
+    config.write_text('_base_ = "mmseg::_base_/default_runtime.py"\n')
+    monkeypatch.setattr("mmengine.config.config.is_installed", lambda _: False)
+    message = "mmsegmentation is not installed: pip install mmsegmentation"
+    with pytest.raises(UserError, match=message):
+        read_config(str(config))
+
+
 def test_a_key_through_a_value() -> None:
     with pytest.raises(UserError, match="--cfg-options do not fit"):
         read_config(IMAGENET, {"model.backbone.depth.x": 1})
