@@ -29,7 +29,7 @@ Every network with a published figure or file: its config, what is published, wh
 `python docs/scripts/write_model_zoo.py` writes this page from the metafiles beside the configs. We
 offer no weights and have trained none of these networks on their data. Parameters and FLOPs are
 counted by `tools/analysis_tools/get_flops.py`, those of detectors without the frozen stages. A
-published file loads after
+published classifier, and a published model with a RedNet, loads after
 
 ```bash
 python tools/model_converters/convert_checkpoint.py PUBLISHED.pth CONVERTED.pth --config CONFIG
@@ -38,6 +38,7 @@ python tools/model_converters/convert_checkpoint.py PUBLISHED.pth CONVERTED.pth 
 The last column says what the tests do: "counted" stands for parameters and FLOPs, "conversion"
 for that command on entries with the published names and shapes of the network, or of another
 depth, width or number of kernels ([weights](weights.md)). The tests have no published file itself.
+The published files of ODConv's detectors have mmdet 2's names and do not convert yet.
 
 | config | published by | published result | params (M), counted | FLOPs (G), counted | tests |
 |---|---|---|---|---|---|
