@@ -12,11 +12,18 @@ Without it, the attention's norms would be frozen untrained: an error.
 
 _base_ = ["mmdet::mask_rcnn/mask-rcnn_r50_fpn_1x_coco.py", "../_base_/detection.py"]
 
+custom_imports = dict(imports=["rednet", "mmpretrain.models"], allow_failed_imports=False)
 model = dict(
     backbone=dict(
         _delete_=True,
         type="SwapConv",
-        module=dict(type="MobileNetV2", out_indices=(1, 2, 4, 7), frozen_stages=1, norm_eval=True),
+        # mmpretrain's, whose names the checkpoint of the classifier has; mmdet's has others.
+        module=dict(
+            type="mmpretrain.MobileNetV2",
+            out_indices=(1, 2, 4, 7),
+            frozen_stages=2,
+            norm_eval=True,
+        ),
         conv_cfg=dict(type="ODConv2d", kernel_num=4),
         include=r"^(layer\d\.\d+|conv2)\.",
     ),

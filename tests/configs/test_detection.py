@@ -152,6 +152,28 @@ def test_norms_that_plain_weights_lack_are_filled_by_a_checkpoint_that_is_given(
     assert not any(each.requires_grad for each in backbone.layer1.parameters())
 
 
+@pytest.mark.parametrize(
+    ("name", "classifier"),
+    [
+        ("faster-rcnn_r50-odconv_fpn", "resnet50_odconv4x"),
+        ("faster-rcnn_r50-spconv_fpn", "resnet50_spconv2"),
+        ("faster-rcnn_mobilenet-v2-odconv_fpn", "mobilenet-v2_odconv4x"),
+    ],
+)
+def test_the_classifier_has_every_entry_of_the_detectors_backbone(
+    name: str, classifier: str
+) -> None:
+    """By names and shapes, so that the checkpoint which the config's docstring asks for loads."""
+    pytest.importorskip("mmpretrain")
+    backbone = detector(name).backbone.state_dict()
+    config = Config.fromfile(ROOT / f"configs/variants/{classifier}_imagenet.py")
+    with MODELS.switch_scope_and_registry("mmpretrain") as registry:
+        trained = registry.build(config.model.backbone).state_dict()
+    assert {key: value.shape for key, value in backbone.items()} == {
+        key: value.shape for key, value in trained.items()
+    }
+
+
 def test_sac_starts_from_plain_weights_and_freezes_nothing_untrained() -> None:
     """A plain checkpoint fills the backbone so that it computes what the ResNet computed."""
     backbone = read("mask-rcnn_r50-sac_fpn").model.backbone
