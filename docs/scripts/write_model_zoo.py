@@ -38,7 +38,8 @@ python tools/model_converters/convert_checkpoint.py PUBLISHED.pth CONVERTED.pth 
 The last column says what the tests do: "counted" stands for parameters and FLOPs, "conversion"
 for that command on entries with the published names and shapes of the network, or of another
 depth, width or number of kernels ([weights](weights.md)). The tests have no published file itself.
-The published files of ODConv's detectors have mmdet 2's names and do not convert yet.
+The published files of ODConv's detectors with ResNet-50 hold an unused classifier and need
+`--partial`; those with MobileNetV2 have other names and do not convert yet.
 
 | config | published by | published result | params (M), counted | FLOPs (G), counted | tests |
 |---|---|---|---|---|---|
