@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import random
+import signal
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -42,19 +43,23 @@ def seed() -> int:
     return value
 
 
-def _keep_global_instances() -> Iterator[None]:
-    """Restore mmengine's default scope and visualizers; a built model or runner sets them.
+def _keep_process() -> Iterator[None]:
+    """Restore what a model, a runner or a training that fails leaves in the process.
 
-    A hook draws by the visualizer that was named last in the process, whoever's it is.
+    That is mmengine's default scope, its visualizers (a hook draws by the one that was named last,
+    whoever's it is) and the signal handlers.
     """
     scopes, visualizers = DefaultScope._instance_dict.copy(), Visualizer._instance_dict.copy()
+    handlers = {each: signal.getsignal(each) for each in (signal.SIGTERM, signal.SIGINT)}
     yield
     DefaultScope._instance_dict, Visualizer._instance_dict = scopes, visualizers
+    for each, handler in handlers.items():
+        signal.signal(each, handler)
 
 
 # The first is for the fixtures of a module, which outlive its tests.
-_of_modules = pytest.fixture(autouse=True, scope="module")(_keep_global_instances)
-_of_tests = pytest.fixture(autouse=True)(_keep_global_instances)
+_of_modules = pytest.fixture(autouse=True, scope="module")(_keep_process)
+_of_tests = pytest.fixture(autouse=True)(_keep_process)
 
 
 def assert_float32_close(actual: Tensor, expected: Tensor, what: str, rtol: float) -> None:
