@@ -78,9 +78,11 @@ _EFFICIENTNET_SQUEEZE = (
     (re.compile(r"^se\.conv_expand\."), "se.conv2.conv."),
     (re.compile(r"^routing_fn\."), "expand_conv.conv.routing_fn."),
 )
-# The layers of a block in their order: timm's norms are numbered.
+# The layers of a block in their order, here and in timm, whose norms are numbered. Those of the
+# first stage do not expand.
 _EFFICIENTNET_LAYERS = ("expand_conv", "depthwise_conv", "linear_conv")
 _EFFICIENTNET_CONVOLUTIONS = ("conv_pw", "conv_dw", "conv_pwl")
+_EFFICIENTNET_FIRST_CONVOLUTIONS = ("conv_dw", "conv_pw")
 
 
 def is_rednet(name: str) -> bool:
@@ -102,11 +104,10 @@ def acnet_names(names: Iterable[str]) -> dict[str, str]:
     plain = {name: _replaced(name, (_WRAPPER,)) for name in names}
     if any(re.match(r"stage\d\.\d", name) for name in plain.values()):
         plain = {name: _replaced(new, _ACNET_OF_BASIC_BLOCKS) for name, new in plain.items()}
-        return {name: _replaced(new, _ACNET) for name, new in plain.items()}
-    if not any(re.match(r"(linear|fc\d)", name) for name in plain.values()):
-        return {name: _replaced(name, _ACNET) for name in plain}
-    is_wide = any(name.startswith("last_bn.") for name in plain.values())
-    return {name: _cifar_acnet_name(new, 1 if is_wide else 0) for name, new in plain.items()}
+    elif any(re.match(r"(linear|fc\d)", name) for name in plain.values()):
+        is_wide = any(name.startswith("last_bn.") for name in plain.values())
+        return {name: _cifar_acnet_name(new, 1 if is_wide else 0) for name, new in plain.items()}
+    return {name: _replaced(new, _ACNET) for name, new in plain.items()}
 
 
 def is_efficientnet(name: str) -> bool:
@@ -185,14 +186,13 @@ def _efficientnet_block(name: str, blocks_of_3: int, blocks_of_5: int) -> str:
     stage, block, rest = int(match[1]), int(match[2]), match[3]
     layer = (1, 2, 3, 4, 4, 5, 5)[min(stage, 6)]
     block += {4: blocks_of_3, 6: blocks_of_5}.get(stage, 0)
-    # The first block does not expand: its first layer is the second of others.
-    expands = stage > 0
+    convolutions = _EFFICIENTNET_CONVOLUTIONS if stage else _EFFICIENTNET_FIRST_CONVOLUTIONS
+    layers = _EFFICIENTNET_LAYERS[-len(convolutions) :]
     part, _, entry = rest.partition(".")
     if part.startswith("bn"):
-        rest = f"{_EFFICIENTNET_LAYERS[int(part[2:]) - (1 if expands else 0)]}.bn.{entry}"
-    elif part in _EFFICIENTNET_CONVOLUTIONS:
-        order = _EFFICIENTNET_CONVOLUTIONS.index(part)
-        rest = f"{_EFFICIENTNET_LAYERS[order if expands or order else 2]}.conv.{entry}"
+        rest = f"{layers[int(part[2:]) - 1]}.bn.{entry}"
+    elif part in convolutions:
+        rest = f"{layers[convolutions.index(part)]}.conv.{entry}"
     else:
         rest = _replaced(rest, _EFFICIENTNET_SQUEEZE)
     return f"backbone.layers.{layer}.{block}.{rest}"

@@ -84,6 +84,7 @@ def test_a_copied_pair_shares_by_itself() -> None:
     copied = copy.deepcopy(pair)
     with torch.no_grad():
         pair[0].routing_fn.bias.add_(1)
+    assert not torch.allclose(pair(image), expected)
     assert_close(copied(image), expected)
 
 

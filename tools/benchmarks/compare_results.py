@@ -12,22 +12,14 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from timing import in_words, table_head, table_row
 
 from rednet.cli.command import run
 from rednet.errors import UserError
-
-
-class Result(NamedTuple):
-    """The time of a contender in a case, or its ratio to another contender's time."""
-
-    case: str
-    contender: str
-    time: float
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -88,8 +80,7 @@ def _read(path: Path) -> dict[str, Any]:
 def _compare(old: dict[str, Any], new: dict[str, Any], args: argparse.Namespace) -> list[str]:
     """Prints the table of what both have, and returns what has become slower."""
     unit = "/ " + args.relative_to if args.relative_to else "ms"
-    earlier = {each[:2]: each.time for each in _results(old["records"], args.relative_to)}
-    later = {each[:2]: each.time for each in _results(new["records"], args.relative_to)}
+    earlier, later = (_times(each["records"], args.relative_to) for each in (old, new))
     both = [key for key in later if key in earlier]
     if not both:
         raise UserError(f"the results have no case in common, compared in {unit}")
@@ -104,17 +95,21 @@ def _compare(old: dict[str, Any], new: dict[str, Any], args: argparse.Namespace)
     return slower
 
 
-def _results(records: Sequence[dict[str, Any]], relative_to: str | None) -> Iterator[Result]:
-    """The times of all records, or their ratios; the cases of the models are one."""
+def _times(
+    records: Sequence[dict[str, Any]], relative_to: str | None
+) -> dict[tuple[str, str], float]:
+    """The times by case and contender, or their ratios; the models are contenders of one case."""
     if records and "model" in records[0]:
         records = [dict(case={}, results={each["model"]: each for each in records})]
+    found = {}
     for record in records:
         case = " ".join(f"{name}={value}" for name, value in record["case"].items())
         times = {name: each["milliseconds"] for name, each in record["results"].items()}
         unit = times.get(relative_to) if relative_to else 1.0
         for contender, time in times.items():
             if unit is not None and contender != relative_to:
-                yield Result(case, contender, time / unit)
+                found[case, contender] = time / unit
+    return found
 
 
 if __name__ == "__main__":

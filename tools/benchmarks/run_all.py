@@ -48,9 +48,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     args.folder.mkdir(parents=True, exist_ok=True)
     for name in args.tables:
         script, *options = TABLES[name]
+        out = (args.folder / f"{name}.json").resolve()
         command = [sys.executable, str(FOLDER / script), *options]
-        command += ["--turns", str(args.turns), "--out", str((args.folder / name).resolve())]
-        command[-1] += ".json"
+        command += ["--turns", str(args.turns), "--out", str(out)]
         if args.threads:
             command += ["--threads", str(args.threads)]
         print(f"== {name}", flush=True)
