@@ -11,10 +11,13 @@ from torch import Tensor, nn
 
 from rednet.arguments import positive_int
 from rednet.errors import ArgumentError
-from rednet.layers.base import ConvLayer
+from rednet.layers.base import ConvLayer, is_unmodified
 from rednet.layers.gradient_strides import keep_gradient_strides
 from rednet.ops import involution2d
+from rednet.ops.backends import is_generating
+from rednet.ops.generating import generating_involution2d
 from rednet.ops.geometry import IntOrPair
+from rednet.ops.tracing import is_recorded
 from rednet.registry import CONV_LAYERS
 
 # The published ones.
@@ -130,19 +133,37 @@ class Involution2d(ConvLayer):
         """Computes the output, (N, out_channels, Ho, Wo)."""
         if self.in_channels != self.out_channels:
             input = self.projection(input)
-        weight = self._generate_weight(input)
-        padded, padding = self.pad(input)
-        output = involution2d(padded, weight, self.stride, padding, self.dilation)
+        output = self._involve(input)
         if self.bias is None:
             return output
         # Under autocast the output is 16 bits wide and the bias is not: a sum would be promoted.
         return output + self.bias.view(1, -1, 1, 1).to(output.dtype)
 
-    def _generate_weight(self, input: Tensor) -> Tensor:
-        """Generates the kernels, (N, G, Kh, Kw, Ho, Wo), from (N, out_channels, H, W)."""
-        kernels = self.conv2(self.conv1(self.window_centers(input)))
+    def _involve(self, input: Tensor) -> Tensor:
+        """Generates the kernels, (N, G, Kh, Kw, Ho, Wo), from the input, and applies them to it."""
+        reduced = self.conv1(self.window_centers(input))
+        padded, padding = self.pad(input)
+        window = (self.stride, padding, self.dilation)
+        if self._generates_where_it_applies(reduced):
+            matrix, bias = self.conv2.conv.weight.flatten(1), self.conv2.conv.bias
+            return generating_involution2d(padded, reduced, matrix, bias, self.kernel_size, *window)
+        kernels = self.conv2(reduced)
         groups = self.out_channels // self.group_channels
-        return kernels.reshape(kernels.shape[0], groups, *self.kernel_size, *kernels.shape[2:])
+        shape = (kernels.shape[0], groups, *self.kernel_size, *kernels.shape[2:])
+        return involution2d(padded, kernels.reshape(shape), *window)
+
+    def _generates_where_it_applies(self, reduced: Tensor) -> bool:
+        """Whether conv2 and the operator may be one: nothing asks for what lies between them."""
+        return (
+            not torch.is_grad_enabled()
+            and not is_recorded()
+            and is_generating()
+            and is_unmodified(self.conv2, ConvModule)
+            and is_unmodified(self.conv2.conv, nn.Conv2d)
+            # Not a subclass, which may stand for other numbers (quantized, distributed).
+            and type(reduced) is Tensor
+            and type(self.conv2.conv.weight) in (Tensor, nn.Parameter)
+        )
 
 
 def generated_kernel_size(name: str, weight: Tensor, groups: int) -> int:

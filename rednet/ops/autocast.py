@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import torch
+from torch import Tensor
 
 # torch.get_autocast_dtype came with torch 2.4; before, each device had functions of its own.
 _DEVICE_AGNOSTIC = hasattr(torch, "get_autocast_dtype")
@@ -20,3 +21,11 @@ def autocast_dtype(device_type: str) -> torch.dtype | None:
     if device_type == "cuda":
         return torch.get_autocast_gpu_dtype() if torch.is_autocast_enabled() else None
     return None
+
+
+def cast_together(*tensors: Tensor) -> tuple[Tensor, ...]:
+    """The tensors as autocast hands them to a convolution; all as they are if one is float64."""
+    dtype = autocast_dtype(tensors[0].device.type)
+    if dtype is None or any(tensor.dtype == torch.float64 for tensor in tensors):
+        return tensors
+    return tuple(tensor.to(dtype) if tensor.is_floating_point() else tensor for tensor in tensors)

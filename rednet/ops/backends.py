@@ -1,6 +1,6 @@
 """The backends of the involution operator and the choice between them.
 
-A backend is three functions that fill an output tensor which the operator has allocated. The first
+A backend is functions that fill an output tensor which the operator has allocated. The first
 registered backend that supports a problem is used, unless one is forced by :func:`backend` or by
 the environment variable ``REDNET_BACKEND``.
 """
@@ -23,7 +23,7 @@ from rednet.ops.geometry import Geometry, IntOrPair, Pair, pair
 ENVIRONMENT_VARIABLE = "REDNET_BACKEND"
 
 Kernel = Callable[[Tensor, Tensor, Tensor, Geometry], None]
-
+GenerateKernel = Callable[[Tensor, Tensor, Tensor, Tensor | None, Tensor, Geometry], None]
 
 OPERATIONS = ("forward", "grad_input", "grad_weight")
 
@@ -32,7 +32,7 @@ class Problem(NamedTuple):
     """All that the choice of a backend may depend on.
 
     Attributes:
-        operation: ``'forward'``, ``'grad_input'`` or ``'grad_weight'``.
+        operation: ``'forward'``, ``'grad_input'``, ``'grad_weight'`` or ``'generate'``.
         device: The tensors' device.
         dtype: Their dtype.
         batch: Images.
@@ -41,6 +41,7 @@ class Problem(NamedTuple):
         image: Height and width of the input.
         output: Height and width of the output.
         geometry: The window.
+        reduced_channels: Channels of the map that ``'generate'`` makes the weight from.
     """
 
     operation: str
@@ -52,6 +53,7 @@ class Problem(NamedTuple):
     image: Pair
     output: Pair
     geometry: Geometry
+    reduced_channels: int = 0
 
     @classmethod
     def read(
@@ -86,7 +88,12 @@ class Backend:
         grad_input: ``grad_input(grad_output, weight, grad_input, geometry)`` fills grad_input.
         grad_weight: ``grad_weight(grad_output, input, grad_weight, geometry)`` fills grad_weight.
         unsupported_reason: ``unsupported_reason(problem)`` is None if the backend supports the
-            problem, else the reason why it does not. It is asked about the operator's dtypes only.
+            problem, else the reason why it does not. It is asked about the operator's dtypes only,
+            and about ``'generate'`` only if there is such a function.
+        generate: ``generate(input, reduced, matrix, bias, output, geometry)`` fills output without
+            a weight in memory, as :func:`rednet.ops.generating.generating_involution2d` says; None
+            where the backend cannot.
+        on_request: Whether it is used only where it is forced.
     """
 
     name: str
@@ -94,6 +101,8 @@ class Backend:
     grad_input: Kernel
     grad_weight: Kernel
     unsupported_reason: Callable[[Problem], str | None]
+    generate: GenerateKernel | None = None
+    on_request: bool = False
 
 
 _BACKENDS: dict[str, Backend] = {}
@@ -133,7 +142,8 @@ def explain_backends(
 
     Returns:
         Reasons by name, in the order of preference. A reason that holds for a gradient only begins
-        with the gradient's name.
+        with the gradient's name. Those whose names end in ``-fused`` come last: they are used only
+        where they are forced.
 
     Example:
         >>> import torch
@@ -197,10 +207,48 @@ def select_backend(problem: Problem) -> Backend:
         ArgumentError: If ``REDNET_BACKEND`` names no backend.
         RuntimeError: If the forced backend does not support the problem.
     """
-    forced = _forced or os.environ.get(ENVIRONMENT_VARIABLE)
-    if forced:
-        return _eligible(_named(forced, ENVIRONMENT_VARIABLE), problem)
-    return next(each for each in _BACKENDS.values() if each.unsupported_reason(problem) is None)
+    forced = _forced_backend()
+    if forced is not None:
+        return _eligible(forced, problem)
+    return next(each for each in _candidates() if each.unsupported_reason(problem) is None)
+
+
+def is_generating() -> bool:
+    """Whether any backend that may be used generates weights where it applies them.
+
+    Raises:
+        ArgumentError: If ``REDNET_BACKEND`` names no backend.
+    """
+    return any(each.generate is not None for each in _candidates())
+
+
+def select_generating(problem: Problem) -> GenerateKernel | None:
+    """What generates and applies the weight of a problem; None where that takes two steps.
+
+    It is the backend's that would compute the forward pass, if it has such a function and supports
+    the problem.
+
+    Raises:
+        ArgumentError: If ``REDNET_BACKEND`` names no backend.
+        RuntimeError: If the forced backend does not support the forward pass.
+    """
+    candidate = select_backend(problem._replace(operation="forward"))
+    if candidate.generate is None or candidate.unsupported_reason(problem) is not None:
+        return None
+    return candidate.generate
+
+
+def _candidates() -> list[Backend]:
+    """The backends to choose from, the preferred one first."""
+    forced = _forced_backend()
+    if forced is not None:
+        return [forced]
+    return [each for each in _BACKENDS.values() if not each.on_request]
+
+
+def _forced_backend() -> Backend | None:
+    name = _forced or os.environ.get(ENVIRONMENT_VARIABLE)
+    return _named(name, ENVIRONMENT_VARIABLE) if name else None
 
 
 def _named(name: str, argument: str) -> Backend:

@@ -62,16 +62,53 @@ def check_output_size(input: Tensor, weight: Tensor, geometry: Geometry) -> None
         )
 
 
-def check_dtypes(input: Tensor, weight: Tensor) -> None:
+def check_generator(
+    input: Tensor, reduced: Tensor, matrix: Tensor, bias: Tensor | None, geometry: Geometry
+) -> int:
+    """Checks all but dtypes of what generates a weight and of the input that it is for.
+
+    Returns:
+        The groups of the weight.
+
+    Raises:
+        ValueError: If shapes or devices do not fit each other and the window.
+    """
+    taps = geometry.kernel_size[0] * geometry.kernel_size[1]
+    if reduced.dim() != 4 or matrix.dim() != 2 or matrix.shape[1] != reduced.shape[1]:
+        raise ValueError(
+            "reduced must have shape (N, R, Ho, Wo) and matrix (G * Kh * Kw, R), "
+            f"got {tuple(reduced.shape)} and {tuple(matrix.shape)}"
+        )
+    groups = len(matrix) // taps
+    if groups * taps != len(matrix) or (bias is not None and bias.shape != matrix.shape[:1]):
+        raise ValueError(
+            f"matrix and bias must have a multiple of {taps} rows, got {tuple(matrix.shape)} and "
+            f"{None if bias is None else tuple(bias.shape)}"
+        )
+    for tensor in (matrix, bias):
+        if tensor is not None and tensor.device != reduced.device:
+            raise ValueError(f"all must be on {reduced.device}, got {tensor.device}")
+    weight = reduced[:, :1, None, None, None].expand(-1, -1, groups, *geometry.kernel_size, -1, -1)
+    check_tensors(input, weight.squeeze(1))
+    check_output_size(input, weight.squeeze(1), geometry)
+    return groups
+
+
+def check_dtypes(input: Tensor, weight: Tensor, name: str = "weight") -> None:
     """Checks that both tensors have the same, supported dtype.
+
+    Args:
+        input: One of them.
+        weight: The other.
+        name: What messages call the other.
 
     Raises:
         TypeError: If the dtypes differ or are not supported.
     """
-    for name, tensor in (("input", input), ("weight", weight)):
+    for each, tensor in (("input", input), (name, weight)):
         if tensor.dtype not in SUPPORTED_DTYPES:
-            raise TypeError(f"{name} must be one of {SUPPORTED_DTYPES}, got {tensor.dtype}")
+            raise TypeError(f"{each} must be one of {SUPPORTED_DTYPES}, got {tensor.dtype}")
     if input.dtype != weight.dtype:
         raise TypeError(
-            f"input and weight must have the same dtype, got {input.dtype} and {weight.dtype}"
+            f"input and {name} must have the same dtype, got {input.dtype} and {weight.dtype}"
         )

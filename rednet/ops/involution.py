@@ -7,7 +7,7 @@ from torch import Tensor
 
 import rednet.ops.torch_library  # noqa: F401  (defines torch.ops.rednet)
 from rednet.ops import decomposition
-from rednet.ops.autocast import autocast_dtype
+from rednet.ops.autocast import cast_together
 from rednet.ops.checks import check_dtypes, check_output_size, check_tensors
 from rednet.ops.geometry import Geometry, IntOrPair, pair
 from rednet.ops.tracing import needs_decomposition
@@ -62,21 +62,10 @@ def involution2d(
         dilation=pair("dilation", dilation, minimum=1),
     )
     check_output_size(input, weight, geometry)
-    input, weight = _autocast(input, weight)
+    input, weight = cast_together(input, weight)
     check_dtypes(input, weight)
     if needs_decomposition():
         return decomposition.involution2d(input, weight, geometry)
     return torch.ops.rednet.involution2d(
         input, weight, geometry.stride, geometry.padding, geometry.dilation
     )
-
-
-def _autocast(input: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
-    dtype = autocast_dtype(input.device.type)
-    if dtype is None or torch.float64 in (input.dtype, weight.dtype):
-        return input, weight
-    return _cast(input, dtype), _cast(weight, dtype)
-
-
-def _cast(tensor: Tensor, dtype: torch.dtype) -> Tensor:
-    return tensor.to(dtype) if tensor.is_floating_point() else tensor

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -42,6 +43,22 @@ def grad_weight(
     grad_weight.copy_(result.reshape(grad_weight.shape))
 
 
+def generate(
+    input: Tensor,
+    reduced: Tensor,
+    matrix: Tensor,
+    bias: Tensor | None,
+    output: Tensor,
+    geometry: Geometry,
+) -> None:
+    """Multiplies the reduced map by the matrix, which makes the weight, and applies it."""
+    dtype = accumulation_dtype(input.dtype)
+    weight = torch.einsum("kr,nrhw->nkhw", matrix.to(dtype), reduced.to(dtype))
+    if bias is not None:
+        weight = weight + bias.to(dtype)[:, None, None]
+    forward(input, weight.unflatten(1, (-1, *geometry.kernel_size)), output, geometry)
+
+
 def _patches(input: Tensor, groups: int, geometry: Geometry) -> Tensor:
     batch, channels = input.shape[:2]
     columns = F.unfold(
@@ -70,4 +87,12 @@ def _unsupported_reason(problem: Problem) -> None:
     return None
 
 
-BACKEND = Backend("reference", forward, grad_input, grad_weight, _unsupported_reason)
+BACKEND = Backend(
+    "reference",
+    forward,
+    grad_input,
+    grad_weight,
+    _unsupported_reason,
+    generate,
+    on_request=True,
+)

@@ -34,7 +34,8 @@ def _channels_last(image: Tensor) -> bool:
     return image.is_contiguous(memory_format=torch.channels_last) and not image.is_contiguous()
 
 
-def _allocate(like: Tensor, channels: int, size: Pair) -> Tensor:
+def allocate(like: Tensor, channels: int, size: Pair) -> Tensor:
+    """An image of another size in the memory format of ``like``, not initialized."""
     if is_forward_mode():
         # PyTorch would take the output for a constant, in a recorded graph too.
         raise NotImplementedError(
@@ -47,18 +48,18 @@ def _allocate(like: Tensor, channels: int, size: Pair) -> Tensor:
 
 
 def _allocate_output(input: Tensor, weight: Tensor, *_: Any) -> Tensor:
-    return _allocate(input, input.shape[1], (weight.shape[4], weight.shape[5]))
+    return allocate(input, input.shape[1], (weight.shape[4], weight.shape[5]))
 
 
 def _allocate_grad_input(grad: Tensor, weight: Tensor, size: Pair, *_: Any) -> Tensor:
-    return _allocate(grad, grad.shape[1], (size[0], size[1]))
+    return allocate(grad, grad.shape[1], (size[0], size[1]))
 
 
 def _allocate_grad_weight(
     grad: Tensor, input: Tensor, groups: int, kernel_size: Pair, *_: Any
 ) -> Tensor:
     taps = kernel_size[0] * kernel_size[1]
-    flat = _allocate(grad, groups * taps, (grad.shape[2], grad.shape[3]))
+    flat = allocate(grad, groups * taps, (grad.shape[2], grad.shape[3]))
     return flat.unflatten(1, (groups, kernel_size[0], kernel_size[1]))
 
 

@@ -81,6 +81,11 @@ def is_dispatched() -> bool:
     return _dispatch_modes is None or _dispatch_modes() > 0
 
 
+def is_recorded() -> bool:
+    """Whether something may follow or transform the operators that run: a tracer, torch.func ..."""
+    return is_compiling() or is_exporting() or is_dispatched() or is_transformed()
+
+
 def has_global_hooks() -> bool:
     """Whether hooks for all modules may be registered, by ``register_module_forward_hook`` ..."""
     return _has_any_global_hook is None or bool(_has_any_global_hook())

@@ -1,13 +1,18 @@
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import nullcontext
+from typing import Any
 
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
 
+from rednet import ops
 from rednet.layers import Involution2d
+from rednet.layers import involution as involution_layer
 from rednet.ops import involution2d
 
 
@@ -122,3 +127,56 @@ def test_init_cfg_sets_how_the_convolutions_start() -> None:
         outputs, inputs = convolution.weight.shape[:2]
         bound = (6 / (inputs + outputs)) ** 0.5
         assert convolution.weight.abs().max().item() == pytest.approx(bound, rel=0.01)
+
+
+@pytest.fixture
+def generated(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[torch.Size]]:
+    """The outputs' shapes of the calls that generate the weight where they apply it."""
+    shapes: list[torch.Size] = []
+    whole = involution_layer.generating_involution2d
+
+    def recorded(*args: Any) -> Tensor:
+        output = whole(*args)
+        shapes.append(output.shape)
+        return output
+
+    monkeypatch.setattr(involution_layer, "generating_involution2d", recorded)
+    with ops.backend("reference"):
+        yield shapes
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        dict(kernel_size=7, padding=3),
+        dict(kernel_size=3, padding="same", padding_mode="reflect", bias=False),
+        dict(kernel_size=5, stride=2, dilation=2, group_channels=8),
+    ],
+)
+def test_in_inference_the_weight_is_generated_where_it_is_applied(
+    generated: list[torch.Size], arguments: dict
+) -> None:
+    layer = Involution2d(16, 32, **arguments).eval().double()
+    image = torch.randn(2, 16, 11, 10, dtype=torch.float64)
+    expected = layer(image)
+    assert not generated
+    with torch.no_grad():
+        torch.testing.assert_close(layer(image), expected)
+    assert generated == [expected.shape]
+
+
+@pytest.mark.parametrize("watched", ["hook", "another conv2", "FLOPs", "compiler", "torch.func"])
+def test_what_is_watched_is_not_generated_in_one(generated: list[torch.Size], watched: str) -> None:
+    layer, image = Involution2d(16, 16, 3, padding=1).eval(), torch.randn(1, 16, 4, 4)
+    call: Callable = layer
+    if watched == "hook":
+        layer.conv2.conv.register_forward_hook(lambda *_: None)
+    elif watched == "another conv2":
+        layer.conv2 = nn.Sequential(layer.conv2)
+    elif watched == "compiler":
+        call = torch.compile(layer, backend="eager")
+    elif watched == "torch.func":
+        call = torch.func.vmap(lambda each: layer(each[None])[0])
+    with torch.no_grad(), FlopCounterMode(display=False) if watched == "FLOPs" else nullcontext():
+        assert call(image).shape == image.shape
+    assert not generated

@@ -108,6 +108,17 @@ def test_a_reason_for_one_gradient_names_it(monkeypatch: pytest.MonkeyPatch) -> 
     assert reason == "grad_weight: the kernel is too wide"
 
 
+def test_what_is_there_on_request_is_used_only_if_forced(
+    constant_backend: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked_for = replace(_fill_with(7.0), name="asked for", on_request=True)
+    monkeypatch.setattr(backends, "_BACKENDS", {"asked for": asked_for, **backends._BACKENDS})
+    assert ops.explain_backends()["asked for"] is None
+    assert (ops.involution2d(*_ones()) == 1).all()
+    with ops.backend("asked for"):
+        assert (ops.involution2d(*_ones()) == 7).all()
+
+
 def test_explain_backends_gives_reasons(picky_backend: None) -> None:
     reasons = ops.explain_backends("cpu", torch.float32)
     assert reasons["picky"] == "it is float64 only"

@@ -17,8 +17,7 @@ from rednet.ops.cpu import mixing as compiled
 from rednet.ops.tracing import (
     is_batched,
     is_compiling,
-    is_dispatched,
-    is_exporting,
+    is_recorded,
     is_transformed,
 )
 
@@ -79,7 +78,7 @@ def _are_served(experts: Tensor, routing: Tensor, *others: Tensor) -> bool:
     """Whether the compiled kernels serve these tensors, here and now."""
     tensors = (experts, routing, *others)
     return (
-        not (is_compiling() or is_exporting() or is_transformed() or is_dispatched())
+        not is_recorded()
         and all(type(each) in (Tensor, nn.Parameter) for each in tensors)
         and all(each.dtype == experts.dtype and each.device.type == "cpu" for each in tensors)
         and experts.dtype in compiled.DTYPES

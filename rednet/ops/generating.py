@@ -1,0 +1,101 @@
+"""Involution that generates its weight: in one step where a backend can, else in two.
+
+The weight has ``K * K / group_channels`` times the size of the input, so that writing it and
+reading it again is most of what an involution layer moves. A backend with a ``generate`` function
+makes the kernels of a few pixels at a time and applies them at once. There is no derivative of it:
+the layer uses it in inference.
+"""
+
+from __future__ import annotations
+
+import torch.nn.functional as F
+from torch import Tensor
+
+from rednet.ops.autocast import cast_together
+from rednet.ops.backends import Problem, select_generating
+from rednet.ops.checks import check_dtypes, check_generator
+from rednet.ops.geometry import Geometry, IntOrPair, pair
+from rednet.ops.involution import involution2d
+from rednet.ops.torch_library import allocate
+
+
+def generating_involution2d(
+    input: Tensor,
+    reduced: Tensor,
+    matrix: Tensor,
+    bias: Tensor | None,
+    kernel_size: IntOrPair,
+    stride: IntOrPair = 1,
+    padding: IntOrPair = 0,
+    dilation: IntOrPair = 1,
+) -> Tensor:
+    """``involution2d`` with the weight that a 1 x 1 convolution makes of ``reduced``.
+
+    Only for inference: not to be differentiated or traced. A weight that is not kept is not
+    rounded to 16 bits either, so the two ways differ by that rounding.
+
+    Args:
+        input: Shape (N, C, H, W).
+        reduced: Shape (N, R, Ho, Wo): what the kernel of each output pixel is generated from.
+        matrix: Shape (G * Kh * Kw, R), the 1 x 1 convolution's; C is a multiple of G.
+        bias: Shape (G * Kh * Kw,), the 1 x 1 convolution's, or None.
+        kernel_size: Height and width of the generated kernels.
+        stride: Step between output pixels, in input pixels.
+        padding: Zeros added on both ends of each side, in input pixels.
+        dilation: Distance between kernel elements, in input pixels.
+
+    Returns:
+        Shape (N, C, Ho, Wo), as ``involution2d`` gives.
+
+    Raises:
+        TypeError: If dtypes are not supported or differ.
+        ValueError: If shapes, devices or window numbers do not fit each other.
+    """
+    geometry = Geometry(
+        pair("kernel_size", kernel_size, minimum=1),
+        pair("stride", stride, minimum=1),
+        pair("padding", padding, minimum=0),
+        pair("dilation", dilation, minimum=1),
+    )
+    groups = check_generator(input, reduced, matrix, bias, geometry)
+    input, reduced, matrix, *rest = cast_together(
+        input, reduced, matrix, *(() if bias is None else (bias,))
+    )
+    bias = rest[0] if rest else None
+    for name, tensor in (("reduced", reduced), ("matrix", matrix), ("bias", bias)):
+        if tensor is not None:
+            check_dtypes(input, tensor, name)
+    generate = select_generating(_problem(input, reduced, groups, geometry))
+    if generate is None:
+        return _in_two_steps(input, reduced, matrix, bias, groups, geometry)
+    output = allocate(input, input.shape[1], (reduced.shape[2], reduced.shape[3]))
+    generate(input, reduced, matrix, bias, output, geometry)
+    return output
+
+
+def _problem(input: Tensor, reduced: Tensor, groups: int, geometry: Geometry) -> Problem:
+    return Problem(
+        "generate",
+        input.device,
+        input.dtype,
+        input.shape[0],
+        input.shape[1],
+        groups,
+        (input.shape[2], input.shape[3]),
+        (reduced.shape[2], reduced.shape[3]),
+        geometry,
+        reduced.shape[1],
+    )
+
+
+def _in_two_steps(
+    input: Tensor,
+    reduced: Tensor,
+    matrix: Tensor,
+    bias: Tensor | None,
+    groups: int,
+    geometry: Geometry,
+) -> Tensor:
+    kernels = F.conv2d(reduced, matrix[:, :, None, None], bias)
+    weight = kernels.unflatten(1, (groups, *geometry.kernel_size))
+    return involution2d(input, weight, *geometry[1:])
