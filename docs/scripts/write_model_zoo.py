@@ -29,7 +29,7 @@ Every network with a published figure or file: its config, what is published, wh
 `python docs/scripts/write_model_zoo.py` writes this page from the metafiles beside the configs. We
 offer no weights and have trained none of these networks on their data. Parameters and FLOPs are
 counted by `tools/analysis_tools/get_flops.py`, those of detectors without the frozen stages. A
-published classifier, and a published model with a RedNet, loads after
+published classifier, a published model with a RedNet and ODConv's detectors load after
 
 ```bash
 python tools/model_converters/convert_checkpoint.py PUBLISHED.pth CONVERTED.pth --config CONFIG
@@ -38,8 +38,8 @@ python tools/model_converters/convert_checkpoint.py PUBLISHED.pth CONVERTED.pth 
 The last column says what the tests do: "counted" stands for parameters and FLOPs, "conversion"
 for that command on entries with the published names and shapes of the network, or of another
 depth, width or number of kernels ([weights](weights.md)). The tests have no published file itself.
-The published files of ODConv's detectors with ResNet-50 hold an unused classifier and need
-`--partial`; those with MobileNetV2 have other names and do not convert yet.
+Of ODConv's detectors the command leaves out the classifier of the backbone, which their files hold
+and a detector does not run. SAC's detectors load as they are.
 
 | config | published by | published result | params (M), counted | FLOPs (G), counted | tests |
 |---|---|---|---|---|---|
@@ -95,9 +95,9 @@ def _is_published(model: dict[str, Any]) -> bool:
 def _is_converted(model: dict[str, Any]) -> bool:
     """Whether tests/checkpoint converts such a network.
 
-    SPConv's VGG has names of its own. Of detectors, these are RedNet's.
+    SPConv's VGG has names of its own. Of detectors, these are RedNet's and ODConv's.
     """
-    if model["In Collection"] == "RedNet":
+    if model["In Collection"] in ("RedNet", "ODConv"):
         return True
     is_classifier = model["Config"].startswith("configs/variants/")
     return is_classifier and _is_published(model) and "vgg16_spconv" not in model["Name"]

@@ -36,6 +36,9 @@ BACKBONE = re.compile(
     r"layer[1-4]\.\d+\.(conv[13]|bn[123]|downsample\.[012]|conv2\.(conv1\.(conv|bn)|conv2\.conv))"
     r")\.(weight|bias|running_mean|running_var|num_batches_tracked)$"
 )
+# The classifier that ODConv's backbones keep in a detector, which never runs it.
+UNUSED = re.compile(r"^backbone\.(fc|classifier\.1)\.(weight|bias)$")
+DETECTOR = re.compile(r"^(module\.)?(rpn_head|roi_head|bbox_head)\.")
 GENERATOR = re.compile(r"^(.+)\.conv2\.conv\.weight$")
 
 
@@ -47,6 +50,7 @@ class Conversion(NamedTuple):
         taken: Names that stayed.
         renamed: New names by old ones.
         refused: Reasons by name.
+        unused: Names of entries that were left out because no detector uses them.
         missing: Entries of the model that the checkpoint lacks, if a model was given.
         added: Entries that old files lack and whose value is known: counts of batches, which start
             at 0, and temperatures, which a trained layer keeps at 1.
@@ -57,6 +61,7 @@ class Conversion(NamedTuple):
     taken: list[str]
     renamed: dict[str, str]
     refused: dict[str, str]
+    unused: list[str]
     missing: list[str]
     added: list[str]
     kernel_sizes: dict[str, int]
@@ -71,13 +76,18 @@ class Conversion(NamedTuple):
         yield from (f"taken    {name}" for name in self.taken)
         yield from (f"renamed  {old} -> {new}" for old, new in self.renamed.items())
         yield from (f"refused  {name}: {reason}" for name, reason in self.refused.items())
+        yield from (
+            f"unused   {name}: a detector does not run its backbone's classifier"
+            for name in self.unused
+        )
         yield from (f"missing  {name}" for name in self.missing)
         yield from (f"added    {name}: {self.state_dict[name].item():g}" for name in self.added)
         if self.stem_kernel_size is not None:
             yield f"the stem's involution has stem_kernel_size={self.stem_kernel_size}"
         yield (
             f"{len(self.taken)} entries taken, {len(self.renamed)} renamed, "
-            f"{len(self.refused)} refused, {len(self.missing)} missing, {len(self.added)} added"
+            f"{len(self.refused)} refused, {len(self.missing)} missing, "
+            f"{len(self.added)} added, {len(self.unused)} unused"
         )
 
 
@@ -99,12 +109,16 @@ def convert(
     Returns:
         The entries with their new names, and a report on each.
     """
-    result = Conversion({}, [], {}, {}, [], [], {})
+    result = Conversion({}, [], {}, {}, [], [], [], {})
     other = _other_names(state_dict)
     rednet = not other and (build_model is None or any(is_rednet(name) for name in state_dict))
     rename = rednet_name if rednet else torchvision_name
+    is_detector = any(DETECTOR.match(name) for name in state_dict)
     for old, value in state_dict.items():
         new = other[old] if other else rename(old)
+        if is_detector and UNUSED.match(new):
+            result.unused.append(old)
+            continue
         reason = _objection(new, value, result.state_dict, rednet)
         if reason is not None:
             result.refused[old] = reason

@@ -201,8 +201,38 @@ def test_weights_of_a_variant_are_taken_under_torchvisions_names(name: str) -> N
     assert all(result.state_dict[k] == 1 for k in result.added if k.endswith("temperature"))
 
 
+# ODConv's backbones keep their classifier in a detector: of ResNet-50 as ``fc``, of MobileNetV2, which
+# has torchvision's names there too, as ``classifier.1``.
+ODCONV_DETECTORS = {
+    "mask-rcnn_r50-odconv": ("fc", 2048),
+    "faster-rcnn_mobilenet-v2-odconv": ("classifier.1", 1280),
+}
+
+
+@pytest.mark.parametrize("name", ODCONV_DETECTORS)
+def test_a_detector_of_odconvs_authors_is_converted_without_its_unused_classifier(
+    name: str,
+) -> None:
+    build = partial(build_with_stem, config(f"detection/{name}_fpn_1x_coco.py"))
+    expected = {k: v.to("meta") for k, v in build(None).state_dict().items()}
+    published = {
+        re.sub(r"^(?=(conv1|bn1|layer\d|features)\.)", "backbone.", torchvision_names(key)): value
+        for key, value in expected.items()
+        if not key.endswith(".temperature")
+    }
+    assert any("features.18.0.attention" in key for key in published) == ("mobilenet" in name)
+    classifier, channels = ODCONV_DETECTORS[name]
+    unused = [f"backbone.{classifier}.weight", f"backbone.{classifier}.bias"]
+    published |= {unused[0]: torch.empty(1000, channels), unused[1]: torch.empty(1000)}
+    result = convert(published, build)
+    assert result.unused == unused
+    assert not result.refused and not result.missing
+    assert result.state_dict.keys() == expected.keys()
+    assert sum(line.startswith("unused ") for line in result.lines()) == 2
+
+
 def torchvision_names(name: str) -> str:
-    """torchvision's name of an entry of an mmpretrain classifier."""
+    """torchvision's name of an entry of a network of OpenMMLab's."""
     name = re.sub(r"^head\.fc\.", "fc.", name)
     name = name.removeprefix("backbone.")
     if name.startswith("conv1.conv.") or name.startswith("conv1.bn."):
