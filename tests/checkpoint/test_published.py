@@ -201,8 +201,8 @@ def test_weights_of_a_variant_are_taken_under_torchvisions_names(name: str) -> N
     assert all(result.state_dict[k] == 1 for k in result.added if k.endswith("temperature"))
 
 
-# ODConv's backbones keep their classifier in a detector: of ResNet-50 as ``fc``, of MobileNetV2, which
-# has torchvision's names there too, as ``classifier.1``.
+# ODConv's backbones keep their classifier in a detector: of ResNet-50 as ``fc``, of MobileNetV2,
+# which has torchvision's names there too, as ``classifier.1``.
 ODCONV_DETECTORS = {
     "mask-rcnn_r50-odconv": ("fc", 2048),
     "faster-rcnn_mobilenet-v2-odconv": ("classifier.1", 1280),
