@@ -95,12 +95,14 @@ def _is_published(model: dict[str, Any]) -> bool:
 def _is_converted(model: dict[str, Any]) -> bool:
     """Whether tests/checkpoint converts such a network.
 
-    SPConv's VGG has names of its own. Of detectors, these are RedNet's and ODConv's.
+    Of SPConv's networks, ResNet-50 is. Of detectors, RedNet's and ODConv's are.
     """
     if model["In Collection"] in ("RedNet", "ODConv"):
         return True
     is_classifier = model["Config"].startswith("configs/variants/")
-    return is_classifier and _is_published(model) and "vgg16_spconv" not in model["Name"]
+    if model["In Collection"] == "SPConv" and "resnet50" not in model["Name"]:
+        return False
+    return is_classifier and _is_published(model)
 
 
 if __name__ == "__main__":

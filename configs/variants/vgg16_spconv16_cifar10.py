@@ -1,0 +1,5 @@
+"""VGG-16 with SPConv at ratio 1/16 in place of its 3 x 3 convolutions, except the first."""
+
+_base_ = "vgg16_spconv2_cifar10.py"
+
+model = dict(backbone=dict(conv_cfg=dict(ratio=1 / 16)))

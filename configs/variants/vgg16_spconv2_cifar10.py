@@ -1,0 +1,31 @@
+"""VGG-16 with SPConv at ratio 1/2 in place of its 3 x 3 convolutions, except the first.
+
+One hidden layer of 512 and batch norms, which give the published parameters. The schedule is
+mmpretrain's for CIFAR-10: the authors only say that theirs is a default one.
+"""
+
+_base_ = [
+    "../_base_/models/cifar10_classifier.py",
+    "mmpretrain::_base_/schedules/cifar10_bs128.py",
+    "../_base_/datasets/cifar10.py",
+    "../_base_/default_runtime.py",
+]
+
+model = dict(
+    backbone=dict(
+        type="SwapConv",
+        module=dict(type="VGG", depth=16, norm_cfg=dict(type="BN")),
+        conv_cfg=dict(type="SPConv2d", ratio=1 / 2),
+        include=r"^features\.\d+\.conv$",
+        exclude=r"^features\.0\.",
+    ),
+    neck=dict(
+        _delete_=True,
+        type="LinearNeck",
+        in_channels=512,
+        out_channels=512,
+        norm_cfg=None,
+        act_cfg=dict(type="ReLU"),
+    ),
+    head=dict(in_channels=512),
+)
