@@ -20,6 +20,8 @@ from rednet.ops.tracing import is_exporting
 from rednet.registry import CONV_LAYERS
 
 BRANCHES = ("square", "ver", "hor")
+# The side along which a thin branch's kernel has one element.
+THIN_SIDES = {"ver": 1, "hor": 0}
 # On fewer output pixels an image, adding up the kernels costs more than two convolutions.
 FUSED_FROM_PIXELS = 100
 
@@ -51,8 +53,8 @@ class ACBlock(ConvLayer):
         deploy: Whether to build the deployed form, which has only ``fused_conv``.
         gamma_init: Initial scale of the three norms; None for 1.
         use_affine: Whether the norms have a learned scale and shift.
-        branches: The branches to build: ``'square'``, and ``'ver'`` or ``'hor'`` or both. For
-            studies of what a branch contributes.
+        branches: The branches to build, at least one of ``'square'``, ``'ver'`` and ``'hor'``. For
+            studies of what a branch contributes. Without ``'square'``, plain weights do not load.
 
     Shape:
         - Input: (N, in_channels, H, W)
@@ -92,10 +94,8 @@ class ACBlock(ConvLayer):
                 f"gamma_init must be None with use_affine=False, which leaves no scale to "
                 f"initialize, got {gamma_init!r}"
             )
-        if "square" not in branches or not set(branches) <= set(BRANCHES):
-            raise ArgumentError(
-                f"branches must be 'square' and others of {BRANCHES}, got {branches}"
-            )
+        if not branches or not set(branches) <= set(BRANCHES):
+            raise ArgumentError(f"branches must be one or more of {BRANCHES}, got {branches}")
         self.register_parameter("bias", None)
         self.branches = tuple(name for name in BRANCHES if name in branches)
         self.deploy = deploy
@@ -116,12 +116,13 @@ class ACBlock(ConvLayer):
         for name in self.branches:
             norm = nn.BatchNorm2d(self.out_channels, affine=self.use_affine)
             self.add_module(f"{name}_bn", norm)
-        height, width = self.kernel_size
-        self.square_conv = self._branch((height, width), self.kernel_padding)
-        if "ver" in self.branches:
-            self.ver_conv = self._branch((height, 1), self._thin_padding(1)[0])
-        if "hor" in self.branches:
-            self.hor_conv = self._branch((1, width), self._thin_padding(0)[0])
+        for name in self.branches:
+            kernel_size, padding = list(self.kernel_size), self.kernel_padding
+            if name in THIN_SIDES:
+                kernel_size[THIN_SIDES[name]] = 1
+                padding = self._thin_padding(THIN_SIDES[name])[0]
+            convolution = self._branch((kernel_size[0], kernel_size[1]), padding)
+            self.add_module(f"{name}_conv", convolution)
 
     def _branch(self, kernel_size: Pair, padding: Pair) -> nn.Conv2d:
         return nn.Conv2d(
@@ -186,20 +187,19 @@ class ACBlock(ConvLayer):
         if self._pays_to_fuse(input):
             return self.convolve(input, *self.fuse())
         padded, _ = self.pad(input)
-        output = self.square_bn(self.square_conv(padded))
-        thin = []
-        if "ver" in self.branches:
-            thin.append(self.ver_bn(self.ver_conv(self._cropped(padded, 1))))
-        if "hor" in self.branches:
-            thin.append(self.hor_bn(self.hor_conv(self._cropped(padded, 0))))
+        output, *others = [self._branch_output(name, padded) for name in self.branches]
         # A batch norm does not keep its output, and fresh memory costs more than the sum.
-        in_place = is_unmodified(self.square_bn, nn.BatchNorm2d)
-        for each in thin:
+        in_place = is_unmodified(self._norms()[0], nn.BatchNorm2d)
+        for each in others:
             output = output.add_(each) if in_place else output + each
         return output
 
-    def _cropped(self, padded: Tensor, side: int) -> Tensor:
-        explicit = self._thin_padding(side)[1]
+    def _branch_output(self, name: str, padded: Tensor) -> Tensor:
+        convolution, norm = getattr(self, f"{name}_conv"), getattr(self, f"{name}_bn")
+        return norm(convolution(self._cropped(padded, name)))
+
+    def _cropped(self, padded: Tensor, name: str) -> Tensor:
+        explicit = self._thin_padding(THIN_SIDES[name])[1] if name in THIN_SIDES else ()
         return F.pad(padded, explicit) if explicit else padded
 
     def _pays_to_fuse(self, input: Tensor) -> bool:
@@ -226,26 +226,25 @@ class ACBlock(ConvLayer):
         Returns:
             Its weight, (out_channels, in_channels / groups, Kh, Kw), and bias, (out_channels,).
         """
-        for name, norm in zip(self.branches, self._norms(), strict=False):
+        for name, norm in zip(self.branches, self._norms(), strict=True):
             if not has_statistics(norm):
                 raise ArgumentError(
                     f"{name}_bn of type {type(norm).__name__} cannot be merged: it is no batch "
                     "norm with running statistics"
                 )
-        scale, bias = scale_and_shift(self.square_bn)
-        weight = scale_filters(self.square_conv.weight, scale)
-        if "ver" in self.branches:
-            scale, shift = scale_and_shift(self.ver_bn)
-            ver = scale_filters(self.ver_conv.weight, scale)
-            weight.narrow(3, self.kernel_size[1] // 2, 1).add_(ver)
-            bias = bias + shift
-        if "hor" in self.branches:
-            scale, shift = scale_and_shift(self.hor_bn)
-            hor = scale_filters(self.hor_conv.weight, scale)
-            weight.narrow(2, self.kernel_size[0] // 2, 1).add_(hor)
-            bias = bias + shift
-        dtype = self.square_conv.weight.dtype
-        return weight.to(dtype), bias.to(dtype)
+        scales, shifts = zip(*map(scale_and_shift, self._norms()), strict=True)
+        kernels = {
+            name: scale_filters(getattr(self, f"{name}_conv").weight, scale)
+            for name, scale in zip(self.branches, scales, strict=True)
+        }
+        weight = kernels.pop("square", None)
+        if weight is None:
+            weight = kernels[self.branches[0]].new_zeros(self.plain_weight_shape)
+        for name, kernel in kernels.items():
+            side = THIN_SIDES[name]
+            weight.narrow(side + 2, self.kernel_size[side] // 2, 1).add_(kernel)
+        dtype = getattr(self, f"{self.branches[0]}_conv").weight.dtype
+        return weight.to(dtype), sum(shifts[1:], shifts[0]).to(dtype)
 
     def plain(self) -> nn.Conv2d:
         """The deployed block as an ``nn.Conv2d``, whose keys are those of any convolution."""
@@ -271,6 +270,8 @@ class ACBlock(ConvLayer):
         """
         if not self.deploy and not all(isinstance(norm, _BatchNorm) for norm in self._norms()):
             return None  # other norms cannot be told to pass their input on
+        if not self.deploy and "square" not in self.branches:
+            return None  # thin kernels do not contain the convolution
         if self.deploy or not self.use_affine:
             return self._adapt_folded(*self._folded(state))
         weight = state["weight"]

@@ -28,7 +28,7 @@ def _published(block: ACBlock, image: Tensor) -> Tensor:
     """The three branches by the book, with the thin kernels as square ones of mostly zeros."""
     rows, columns = (size // 2 for size in block.kernel_size)
     output = 0
-    for name in ("square", "ver", "hor"):
+    for name in block.branches:
         weight = torch.zeros(block.plain_weight_shape, dtype=image.dtype)
         thin = getattr(block, f"{name}_conv").weight
         if name == "square":
@@ -150,33 +150,50 @@ def test_cropping_reads_only_what_the_square_kernel_reads() -> None:
     block = randomized(ACBlock(1, 1, 3)).train()
     image = torch.randn(1, 1, 5, 5)
     image[..., 0, 0] = torch.nan
-    ver = block.ver_conv(block._cropped(image, side=1))
+    ver = block.ver_conv(block._cropped(image, "ver"))
     expected = F.conv2d(image[..., 1:-1], block.ver_conv.weight)
     torch.testing.assert_close(ver, expected)
     assert ver.isfinite().all()
 
 
-@pytest.mark.parametrize("branches", [["square"], ("hor", "square"), ("square", "ver")])
+@pytest.mark.parametrize(
+    "branches",
+    [["square"], ("hor", "square"), ("square", "ver"), ("ver", "hor"), ["ver"], ["hor"]],
+    ids="-".join,
+)
 def test_branches_can_be_left_out(branches: list[str]) -> None:
-    block = randomized(ACBlock(4, 6, 3, padding=1, branches=branches)).eval()
+    geometry = dict(kernel_size=(3, 5), padding=(1, 2), stride=(1, 2))
+    block = randomized(ACBlock(4, 6, **geometry, branches=branches)).double()
     built = {name.partition("_")[0] for name in block.state_dict()}
     assert built == set(branches)
-    image = torch.randn(2, 4, 15, 17)
-    expected = sum(
-        getattr(block, f"{name}_bn")(getattr(block, f"{name}_conv")(image)) for name in branches
-    )
-    torch.testing.assert_close(block(image), expected, rtol=1e-4, atol=1e-5)
-    torch.testing.assert_close(block.train()(image).shape, expected.shape)
-    block = randomized(block).eval()
-    expected = block(image)
-    torch.testing.assert_close(block.switch_to_deploy()(image), expected, rtol=1e-4, atol=1e-5)
+    image = torch.randn(2, 4, 15, 31, dtype=torch.float64)
+    trained = block.train()(image)
+    expected = _published(block, image)
+    torch.testing.assert_close(trained, expected, rtol=1e-10, atol=1e-12)
+    block.eval()
+    expected = _published(block, image)
+    torch.testing.assert_close(block(image), expected, rtol=1e-10, atol=1e-12)
+    small = image[..., :7, :7]  # too small to be worth one convolution
+    torch.testing.assert_close(block(small), _published(block, small), rtol=1e-10, atol=1e-12)
+    torch.testing.assert_close(block.switch_to_deploy()(image), expected, rtol=1e-10, atol=1e-12)
+
+
+@pytest.mark.parametrize("branches", [["square"], ("hor", "square"), ("square", "ver")])
+def test_a_block_with_a_square_branch_loads_plain_weights(branches: list[str]) -> None:
     plain = nn.Conv2d(4, 6, 3, padding=1)
-    other = ACBlock(4, 6, 3, padding=1, branches=branches)
-    other.load_state_dict(plain.state_dict())
-    torch.testing.assert_close(other.eval()(image), plain(image), rtol=1e-4, atol=1e-5)
+    block = ACBlock(4, 6, 3, padding=1, branches=branches)
+    block.load_state_dict(plain.state_dict())
+    image = torch.randn(2, 4, 15, 17)
+    torch.testing.assert_close(block.eval()(image), plain(image), rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("branches", [(), ("ver", "hor"), ("square", "diagonal")])
-def test_the_square_branch_stays(branches: tuple[str, ...]) -> None:
-    with pytest.raises(ArgumentError, match="branches must be 'square' and others of"):
+def test_a_block_without_a_square_branch_refuses_plain_weights() -> None:
+    block = ACBlock(4, 6, 3, padding=1, branches=("ver", "hor"))
+    with pytest.raises(RuntimeError, match="Missing key.*ver_conv.weight"):
+        block.load_state_dict(nn.Conv2d(4, 6, 3, padding=1).state_dict())
+
+
+@pytest.mark.parametrize("branches", [(), ("square", "diagonal")])
+def test_unknown_branches_and_none_are_refused(branches: tuple[str, ...]) -> None:
+    with pytest.raises(ArgumentError, match="branches must be one or more of"):
         ACBlock(4, 6, 3, branches=branches)
