@@ -6,6 +6,7 @@ OSVAI/ODConv, ACNet's those of acnet/do_acnet.py in DingXiaoH/ACNet and SPConv's
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -71,6 +72,11 @@ PUBLISHED: dict[str, dict[str, Any]] = {
     "detection/mask-rcnn_rednet50_fpn_1x_coco": coco(0.02, 500),
     "detection/mask-rcnn_rednet50_invfpn_1x_coco": coco(0.02, 2000),
     "detection/mask-rcnn_rednet50_invfpn-invhead_1x_coco": coco(0.02, 2000, clip=5),
+    **{
+        f"detection/{detector}-rcnn_{backbone}-odconv_fpn_1x_coco": coco(0.02, 500)
+        for detector in ("faster", "mask")
+        for backbone in ("r50", "mobilenet-v2")
+    },
     **{
         f"segmentation/{name}_4xb2-80k_cityscapes-512x1024": cityscapes()
         for name in ("fpn_rednet50", "fpn_rednet50-invneck", "upernet_rednet50")
@@ -138,6 +144,63 @@ def test_the_recipe_is_the_published_one(name: str) -> None:
     assert {key: decay[key] for key in expected["decay"]} == expected["decay"]
 
 
+MEAN_AND_STD = dict(mean=[123.675, 116.28, 103.53], std=[58.395, 57.12, 57.375])
+# By the end of a config's name: what happens to a training image, and the images of a GPU.
+PIPELINES: dict[str, tuple[list[dict[str, Any]], int]] = {
+    "imagenet": (
+        [
+            dict(type="RandomResizedCrop", scale=224),
+            dict(type="RandomFlip", prob=0.5, direction="horizontal"),
+        ],
+        32,
+    ),
+    "coco": (
+        [
+            dict(type="Resize", scale=(1333, 800), keep_ratio=True),
+            dict(type="RandomFlip", prob=0.5),
+        ],
+        2,
+    ),
+    "cityscapes-512x1024": (
+        [
+            dict(type="RandomResize", scale=(2048, 1024), ratio_range=(0.5, 2.0), keep_ratio=True),
+            dict(type="RandomCrop", crop_size=(512, 1024), cat_max_ratio=0.75),
+            dict(type="RandomFlip", prob=0.5),
+            dict(type="PhotoMetricDistortion"),
+        ],
+        2,
+    ),
+}
+
+
+@pytest.mark.parametrize("name", [name for name in PUBLISHED if not name.endswith("cifar10")])
+def test_the_images_are_the_published_ones(name: str) -> None:
+    """Crops, flips and colors, normalization, batch size, smoothing of labels, frozen stages."""
+    library = "mmdet" if "detection" in name else "mmseg" if "segment" in name else "mmpretrain"
+    pytest.importorskip(library)
+    config = Config.fromfile(ROOT / "configs" / f"{name}.py")
+    data_set = name.rpartition("_")[2]
+    pipeline, batch_size = PIPELINES[data_set]
+    loader, preprocessor = config.train_dataloader, config.get("data_preprocessor")
+    steps = [dict(each) for each in loader.dataset.pipeline]
+    assert [each for each in steps if not each["type"].startswith(("Load", "Pack"))] == pipeline
+    assert loader.batch_size == batch_size
+    preprocessor = config.model.get("data_preprocessor", preprocessor)
+    assert {key: preprocessor[key] for key in MEAN_AND_STD} == MEAN_AND_STD
+    backbone = config.model.backbone.get("module", config.model.backbone)
+    frozen = {"coco": 2 if "mobilenet" in name else 1}.get(data_set, -1)
+    # Stage 1 of ODConv's MobileNetV2 ends where mmpretrain's second one does.
+    assert backbone.get("frozen_stages", -1) == frozen
+    if data_set == "imagenet":
+        is_rednet = name.startswith("rednet")
+        assert config.auto_scale_lr.base_batch_size == (2048 if is_rednet else 256)
+        loss = config.model.head.loss
+        assert loss.get("label_smooth_val", 0) == (0.1 if is_rednet else 0)
+        resize, crop = config.val_dataloader.dataset.pipeline[1:3]
+        assert (resize.type, resize.scale, resize.edge) == ("ResizeEdge", 256, "short")
+        assert (crop.type, crop.crop_size) == ("CenterCrop", 224)
+
+
 RESNETS = sorted(path.stem for path in (ROOT / "configs/variants").glob("resnet*_imagenet.py"))
 
 
@@ -160,7 +223,7 @@ def test_an_fpns_involutions_start_as_its_convolutions_do(name: str) -> None:
     assert dict(config.model.neck.conv_cfg.init_cfg) == init_cfg
 
 
-@pytest.mark.parametrize("name", [name for name in PUBLISHED if "odconv" in name])
+@pytest.mark.parametrize("name", [name for name in PUBLISHED if re.match("variants.*odconv", name)])
 def test_odconv_is_trained_with_its_dropout_and_temperature(name: str) -> None:
     config = Config.fromfile(ROOT / "configs" / f"{name}.py")
     assert config.model.head.dropout == 0.2
