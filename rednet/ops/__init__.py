@@ -9,5 +9,6 @@ register_backend(cuda.BACKEND)
 register_backend(triton.BACKEND)
 register_backend(shifted.BACKEND)
 register_backend(reference.BACKEND)
+register_backend(triton.FUSED)
 
 __all__ = ["backend", "explain_backends", "involution2d"]

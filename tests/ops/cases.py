@@ -154,3 +154,32 @@ def check_operations(
         actual = torch.full_like(like, torch.nan)
         getattr(backend, operation)(first, second, actual, case.geometry)
         assert_close(actual, expected)
+
+
+def check_generate(
+    backend: Any,
+    case: Case,
+    dtype: torch.dtype,
+    memory_format: torch.memory_format,
+    reduced_channels: int,
+    *,
+    has_bias: bool = True,
+    device: torch.device | str = "cpu",
+) -> None:
+    """Compares a backend that generates the weight with the float64 reference."""
+    input, weight, like = case.operands(dtype, memory_format, device)
+    rows = weight[0, ..., 0, 0].numel()
+
+    def draw(*size: int) -> Tensor:
+        return torch.randn(size, dtype=torch.float64).to(device, dtype)
+
+    reduced = draw(case.batch, reduced_channels, *weight.shape[4:])
+    reduced = reduced.contiguous(memory_format=memory_format)
+    bias = draw(rows) if has_bias else None
+    operands = (input, reduced, draw(rows, reduced_channels), bias)
+    expected = torch.empty_like(like, dtype=torch.float64)
+    wide = (None if each is None else each.double() for each in operands)
+    reference.generate(*wide, expected, case.geometry)
+    actual = torch.full_like(like, torch.nan)
+    backend.generate(*operands, actual, case.geometry)
+    assert_close(actual, expected)

@@ -128,7 +128,7 @@ def test_explain_backends_gives_reasons(picky_backend: None) -> None:
 @pytest.mark.parametrize("device", ["cpu", "cuda"])
 def test_no_backend_serves_a_dtype_that_the_operator_refuses(device: str) -> None:
     reasons = ops.explain_backends(device, torch.int64)
-    assert set(reasons) == {"cuda", "triton", "cpu", "shifted", "reference"}
+    assert set(reasons) == {"cuda", "triton", "cpu", "shifted", "reference", "triton-fused"}
     assert all("torch.bfloat16" in str(reason) for reason in reasons.values())
 
 

@@ -13,7 +13,7 @@ import pytest
 pytest.importorskip("triton", minversion="3.8")
 
 ROOT = Path(__file__).resolve().parents[2]
-OPERATIONS = ("forward", "grad_input", "grad_weight")
+OPERATIONS = ("forward", "grad_input", "grad_weight", "generate")
 PAIRS = ("channels", "input_size", "output_size")
 
 
@@ -37,7 +37,10 @@ def _signature(kernel: Any, number: str) -> dict[str, Any]:
         elif name == "window":
             types[name] = ("i32",) * 6
         elif name.endswith("strides"):
-            types[name] = ("i32",) * (6 if name.startswith("weight") else 4)
+            dims = {"weight_strides": 6, "matrix_strides": 2}.get(name, 4)
+            types[name] = ("i32",) * dims
+        elif name == "reduced_channels":
+            types[name] = "i32"
         else:
             types[name] = f"*{number}"
     return types
@@ -50,18 +53,27 @@ def test_the_kernels_compile(number: str, capability: int) -> None:
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource, compile
 
-    from rednet.ops.triton import kernels
+    from rednet.ops.triton import generating, kernels
 
-    accumulator = tl.float64 if number == "fp64" else tl.float32
+    constants = dict(
+        KERNEL_HEIGHT=7,
+        KERNEL_WIDTH=7,
+        TILE_CHANNELS=16,
+        TILE_PIXELS=128,
+        TILE_REDUCED=16,
+        TILE_TAPS=8,
+        ACCUMULATOR=tl.float64 if number == "fp64" else tl.float32,
+        PRECISION="tf32" if capability == 90 else "tf32x3",
+        WIDE=capability == 80,
+    )
     for operation in OPERATIONS:
-        kernel = getattr(kernels, operation)
-        constants = dict(
-            KERNEL_SIZE=(7, 7),
-            TILE=(16, 128),
-            ACCUMULATOR=accumulator,
-            WIDE=capability == 80,
-        )
-        by_position = {(kernel.arg_names.index(name),): each for name, each in constants.items()}
+        kernel = getattr(generating if operation == "generate" else kernels, operation)
+        by_position = {
+            (position,): constants[name]
+            for position, name in enumerate(kernel.arg_names)
+            if name in constants
+        }
         source = ASTSource(kernel, _signature(kernel, number), by_position)
-        compiled = compile(source, target=GPUTarget("cuda", capability, 32))
+        options = {"num_warps": 8, "num_stages": 1} if operation == "generate" else {}
+        compiled = compile(source, target=GPUTarget("cuda", capability, 32), options=options)
         assert compiled.asm["cubin"]

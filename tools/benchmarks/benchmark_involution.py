@@ -120,6 +120,8 @@ def parse_shape(text: str) -> Shape:
 def backends_of(args: argparse.Namespace) -> list[str]:
     """The backends to time: those asked for, or all that serve the device and the dtype.
 
+    The operators of one that can also generate the weight, ``"...-fused"``, are another's.
+
     Raises:
         UserError: If one that is asked for does not serve them or does not exist.
     """
@@ -129,7 +131,7 @@ def backends_of(args: argparse.Namespace) -> list[str]:
         if name not in serving:
             reason = reasons.get(name, "there is no such backend")
             raise UserError(f"--backends {name}: {reason}; there are {', '.join(serving)}")
-    return args.backends or serving
+    return args.backends or [name for name in serving if not name.endswith("-fused")]
 
 
 # ---- the table

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+from dataclasses import replace
 from functools import cache
 from math import ceil
 from typing import Any
@@ -17,9 +18,13 @@ from rednet.ops.geometry import Geometry
 # The largest tile. Not tuned on a GPU yet.
 TILE_CHANNELS = 16
 TILE_PIXELS = 128
+# Of the product that generates kernels: no larger, for registers; tensor cores take no smaller.
+TILE_REDUCED = 16
+LEAST_TAPS, MOST_TAPS = 8, 32
+LEAST_PIXELS = 16
 _LARGEST_INT32 = 2**31 - 1
-# Older ones cannot index constant tuples in kernels.
-OLDEST_TRITON = (3, 8)
+# The oldest that the kernels were compiled with.
+OLDEST_TRITON = (3, 6)
 
 
 def forward(input: Tensor, weight: Tensor, output: Tensor, geometry: Geometry) -> None:
@@ -73,11 +78,64 @@ def _launch(
             input_size,
             output_size,
             (*geometry.stride, *geometry.padding, *geometry.dilation),
-            KERNEL_SIZE=geometry.kernel_size,
-            TILE=(tile_channels, tile_pixels),
+            KERNEL_HEIGHT=geometry.kernel_size[0],
+            KERNEL_WIDTH=geometry.kernel_size[1],
+            TILE_CHANNELS=tile_channels,
+            TILE_PIXELS=tile_pixels,
             ACCUMULATOR=_triton_dtype(accumulation_dtype(input.dtype)),
             WIDE=any(_extent_of_an_image(tensor) > _LARGEST_INT32 for tensor in tensors),
         )
+
+
+def generate(
+    input: Tensor,
+    reduced: Tensor,
+    matrix: Tensor,
+    bias: Tensor | None,
+    output: Tensor,
+    geometry: Geometry,
+) -> None:
+    """Fills output, (N, C, Ho, Wo)."""
+    from rednet.ops.triton import generating
+
+    kernel_height, kernel_width = geometry.kernel_size
+    groups = len(matrix) // (kernel_height * kernel_width)
+    group_channels = input.shape[1] // groups
+    pixels = output.shape[2] * output.shape[3]
+    tile_channels = min(TILE_CHANNELS, _next_power_of_2(group_channels))
+    tile_pixels = min(TILE_PIXELS, max(LEAST_PIXELS, _next_power_of_2(pixels)))
+    blocks = ceil(group_channels / tile_channels) * ceil(pixels / tile_pixels)
+    images = (input, reduced, output)
+    with torch.cuda.device_of(input):
+        generating.generate[(input.shape[0] * groups * blocks,)](
+            *(input, reduced, matrix, bias, output),
+            *(tensor.stride() for tensor in (input, reduced, matrix, output)),
+            (groups, group_channels),
+            reduced.shape[1],
+            tuple(input.shape[2:]),
+            tuple(output.shape[2:]),
+            (*geometry.stride, *geometry.padding, *geometry.dilation),
+            KERNEL_HEIGHT=kernel_height,
+            KERNEL_WIDTH=kernel_width,
+            TILE_CHANNELS=tile_channels,
+            TILE_PIXELS=tile_pixels,
+            TILE_REDUCED=TILE_REDUCED,
+            TILE_TAPS=max(LEAST_TAPS, _next_power_of_2(kernel_width)),
+            ACCUMULATOR=_triton_dtype(accumulation_dtype(input.dtype)),
+            PRECISION=_precision(),
+            WIDE=any(_extent_of_an_image(tensor) > _LARGEST_INT32 for tensor in images),
+            num_warps=tile_pixels // LEAST_PIXELS,
+            num_stages=1,
+        )
+
+
+def _precision() -> str:
+    """How float32 numbers are multiplied: as PyTorch lets cuDNN's convolutions do it."""
+    cudnn: Any = torch.backends.cudnn
+    # The old name raises where the new one was set.
+    is_new = hasattr(cudnn, "conv")  # torch >= 2.9
+    rounds = cudnn.conv.fp32_precision == "tf32" if is_new else cudnn.allow_tf32
+    return "tf32" if rounds else "tf32x3"
 
 
 def _next_power_of_2(number: int) -> int:
@@ -99,6 +157,8 @@ def _extent_of_an_image(tensor: Tensor) -> int:
 def _unsupported_reason(problem: Problem) -> str | None:
     if problem.device.type != "cuda":
         return "it supports CUDA tensors only"
+    if problem.operation == "generate" and problem.geometry.kernel_size[1] > MOST_TAPS:
+        return f"it generates kernels of at most {MOST_TAPS} columns"
     return _reason_on(problem.device)
 
 
@@ -123,3 +183,5 @@ def _reason_on(device: torch.device) -> str | None:
 
 
 BACKEND = Backend("triton", forward, grad_input, grad_weight, _unsupported_reason)
+# Not preferred before a GPU has shown that it is faster than two steps.
+FUSED = replace(BACKEND, name="triton-fused", generate=generate, on_request=True)
