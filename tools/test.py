@@ -12,6 +12,7 @@ import mmengine
 from mmengine.config import Config, ConfigDict
 from mmengine.dist import is_main_process
 from mmengine.evaluator import BaseMetric
+from mmengine.hooks import Hook
 from mmengine.registry import METRICS
 from mmengine.runner import Runner
 
@@ -71,12 +72,12 @@ def _set_up(args: argparse.Namespace) -> tuple[Runner, str | None]:
     notes += check_config(config, ["test_dataloader"])
     if args.tta:
         _use_tta(config)
-    if item == "masks":
-        _save_masks(config, args.out)
     set_up_cpu_processes(config)
     runner = build_runner(config, notes, partial=args.partial)
     if item == "pred":
         runner.test_evaluator.metrics.append(_dump(scope_of(config), args.out))
+    if item == "masks":
+        runner.register_hook(_SavedMasks(args.out))
     return runner, item
 
 
@@ -170,11 +171,20 @@ def _draw_predictions(config: Config, args: argparse.Namespace) -> None:
         hook.update(enable=True, out_dir=folder)
 
 
-def _save_masks(config: Config, folder: str) -> None:
-    """Lets mmseg's metric write the predicted class of every pixel, one PNG for each image."""
-    evaluators = config.test_evaluator
-    evaluators = evaluators if isinstance(evaluators, list) else [evaluators]
-    evaluators[0].output_dir = folder
+class _SavedMasks(Hook):
+    """Lets mmseg's metric write the predicted class of every pixel, one PNG for each image.
+
+    The metric itself creates its folder before the checkpoint is loaded, and so leaves an empty one
+    if that fails.
+    """
+
+    def __init__(self, folder: str) -> None:
+        self.folder = folder
+
+    def before_test(self, runner: Runner) -> None:
+        """Creates the folder and gives it to the metric."""
+        Path(self.folder).mkdir(parents=True, exist_ok=True)
+        runner.test_evaluator.metrics[0].output_dir = self.folder
 
 
 def _dump(scope: str | None, path: str) -> BaseMetric:

@@ -43,12 +43,12 @@ def check_checkpoint(path: str, what: str) -> None:
 def check_output(
     path: str | Path, what: str, *, folder: bool = False, sources: Iterable[str | None] = ()
 ) -> None:
-    """Checks that a file can be written, and creates its folder.
+    """Checks that a file can be written, without creating it or its folder.
 
     Args:
         path: The file.
         what: The argument that named it.
-        folder: Whether the path is to be a folder, which is checked but not created.
+        folder: Whether the path is to be a folder.
         sources: Files that are read and so must not be replaced.
 
     Raises:
@@ -65,5 +65,3 @@ def check_output(
         raise UserError(f"{what} {path} would replace a file that is read: give another name")
     if not os.access(existing, os.W_OK):
         raise UserError(f"{what} {path} cannot be written: no permission to write {existing}")
-    if not folder:
-        place.parent.mkdir(parents=True, exist_ok=True)

@@ -56,6 +56,7 @@ def check_config(config: Config, loaders: Sequence[str]) -> list[str]:
             lazy = _build_lazily(dataset, scope)
             if lazy is None:
                 continue
+            _check_class_names(loader, lazy)
             _check_paths(loader, lazy)
             if scope == "mmdet" and str(lazy.ann_file).endswith(".json"):
                 coco_notes += _check_coco(loader, lazy, config, checked)
@@ -184,6 +185,15 @@ def _check_checkpoints(config: Config) -> None:
 
 
 # ---- classes
+
+
+def _check_class_names(loader: str, dataset: Any) -> None:
+    for name in dataset.metainfo.get("classes") or ():
+        if not isinstance(name, str):
+            raise UserError(
+                f"the classes of {loader}'s metainfo must be texts, got {name!r}: --cfg-options "
+                "reads digits as numbers, so write such names in a config"
+            )
 
 
 def _has_class_folders(dataset: Any, scope: str | None) -> bool:

@@ -87,10 +87,10 @@ def test_a_checkpoint_is_read(tmp_path: Path) -> None:
         check_checkpoint(str(bad), "load_from")
 
 
-def test_a_file_that_can_be_written_gets_its_folder(tmp_path: Path) -> None:
-    file = tmp_path / "new" / "deep" / "a.json"
-    check_output(file, "--out")
-    assert file.parent.is_dir() and not file.exists()
+def test_what_can_be_written_is_not_created(tmp_path: Path) -> None:
+    check_output(tmp_path / "new" / "deep" / "a.json", "--out")
+    assert not (tmp_path / "new").exists()
+    file = tmp_path / "a.json"
     file.write_text("")
     check_output(file, "--out")
     check_output(tmp_path / "pictures", "--show-dir", folder=True)

@@ -93,6 +93,14 @@ def test_data_that_name_their_classes(tmp_path: Path) -> None:
         check_config(config, LOADERS)
 
 
+def test_names_of_classes_that_are_numbers(tmp_path: Path) -> None:
+    pytest.importorskip("mmpretrain")
+    classes = {"train_dataloader.dataset.metainfo.classes": (0, 1, 2)}
+    config = imagenet(write_image_folder(tmp_path), **classes)
+    with pytest.raises(UserError, match="classes of train_dataloader.* must be texts, got 0"):
+        check_config(config, LOADERS)
+
+
 def test_annotations_in_a_file(tmp_path: Path) -> None:
     pytest.importorskip("mmpretrain")
     write_image_folder(tmp_path)

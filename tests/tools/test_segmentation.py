@@ -126,6 +126,14 @@ def test_outputs_that_are_none_of_mmseg(data: Path, trained: Path) -> None:
         evaluate(data, trained, "--out", "predictions.pkl")
 
 
+def test_a_checkpoint_of_another_network_leaves_no_folder(data: Path, tmp_path: Path) -> None:
+    checkpoint, folder = tmp_path / "other.pth", tmp_path / "new" / "masks"
+    torch.save(dict(state_dict={"weight": torch.zeros(1)}), checkpoint)
+    with pytest.raises(UserError):
+        evaluate(data, checkpoint, "--out", str(folder))
+    assert not (tmp_path / "new").exists()
+
+
 def test_data_with_more_classes_than_the_head(data: Path, tmp_path: Path) -> None:
     options = [f"train_dataloader.dataset.data_root={data}", "model.decode_head.num_classes=4"]
     with pytest.raises(UserError, match=r"has 11 classes, and .*num_classes is 4: --cfg-options"):

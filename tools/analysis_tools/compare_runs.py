@@ -176,6 +176,7 @@ def _draw(groups: Sequence[Group], keys: Sequence[str], path: Path) -> None:
         axes.set_axis_off()
     lines, labels = cells[0].get_legend_handles_labels()
     figure.legend(lines, labels, loc="outside upper center", ncols=len(groups), frameon=False)
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=110)
 
 

@@ -51,6 +51,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     model = _build(config, args)
     images = partial(_images, image_channels(model), _normalization(config))
     target = Path(args.out)
+    with failing_as_user_error(target):
+        target.parent.mkdir(parents=True, exist_ok=True)
     # Beside its place, so that it gets there in one step, when it has been checked.
     with (
         failing_as_user_error(target),
