@@ -6,6 +6,7 @@ are by danielbuechele and vultilion, under CC BY 2.0.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple, TypeVar
 
@@ -24,6 +25,8 @@ EMPTY_SHARE = 0.05
 CROWD_SHARE = 0.1
 LARGEST_TURN = 12.0  # degrees
 ATTEMPTS = 20
+# Side of a cut-out square, relative to the digit's longer side.
+CROP_SIDE = 1.5
 
 Size = tuple[int, int]
 Choice = TypeVar("Choice")
@@ -70,6 +73,37 @@ def scenes(
     for number in range(count):
         generator = np.random.default_rng([seed, int(split == "val"), number])
         yield _draw_scene(generator, digits, photographs, size, most_digits)
+
+
+def crops(split: str, side: int, seed: int = 0) -> Iterator[tuple[np.ndarray, int]]:
+    """Cuts the digits, one by one, out of scenes of 128 x 128 pixels.
+
+    Args:
+        split: ``'train'`` or ``'val'``.
+        side: Height and width of the images.
+        seed: Random seed of the scenes.
+
+    Yields:
+        Without end, an image, uint8 (side, side, 3) in BGR order, and the label of the digit in its
+        middle; others may reach into it.
+    """
+    for scene in scenes(split, sys.maxsize, (128, 128), seed):
+        for item in scene.items:
+            if not item.crowd:
+                yield _crop(scene.image, item.mask, side), item.label
+
+
+def _crop(image: np.ndarray, mask: np.ndarray, side: int) -> np.ndarray:
+    """A square around an object, moved into the image."""
+    ends = [(line.min(), line.max()) for line in np.nonzero(mask)]
+    longest = max(last - first for first, last in ends)
+    size = min(*mask.shape, int(CROP_SIDE * longest) + 1)
+    top, left = (
+        int(np.clip((first + last + 1 - size) // 2, 0, length - size))
+        for (first, last), length in zip(ends, mask.shape, strict=True)
+    )
+    square = image[top : top + size, left : left + size]
+    return cv2.resize(square, (side, side), interpolation=cv2.INTER_AREA)
 
 
 def _photographs(split: str) -> list[np.ndarray]:
