@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 from mmengine.dist import is_main_process
@@ -69,14 +68,16 @@ class LayerVisualizationHook(Hook):
         self.interval = positive_int("interval", interval)
         self.limit = positive_int("limit", limit)
         self.files: list[ImageFile] = []
+        self.samples: list[dict[str, Any]] = []
 
     def before_train(self, runner: Runner) -> None:
-        """Reads the images once, so that a mistake shows before the training."""
+        """Reads the images, so that a mistake shows before the training."""
         find_layers(_unwrapped(runner.model), self.pattern)
         self.files = find_images(self.images)
-        self.reader = ImageReader(runner.cfg)
-        for file in self.files:
-            check_points(self.points, size_of(self.reader(file.path)), file.path)
+        reader = ImageReader(runner.cfg)
+        self.samples = [reader(file.path) for file in self.files]
+        for file, sample in zip(self.files, self.samples, strict=True):
+            check_points(self.points, size_of(sample), file.path)
 
     def after_train_epoch(self, runner: Runner) -> None:
         """Draws after every ``interval``-th epoch."""
@@ -105,8 +106,8 @@ class LayerVisualizationHook(Hook):
         self, runner: Runner, model: nn.Module, layers: dict[str, ConvLayer], step: int
     ) -> None:
         report = AttentionReport()
-        for index, file in enumerate(self.files):
-            seen = view(model, self.reader, Path(file.path), layers, self.points)
+        for index, (file, sample) in enumerate(zip(self.files, self.samples, strict=True)):
+            seen = view(model, sample, file.path, layers, self.points)
             report.add(seen, f"{index} {file.path.stem}", file.label)
             for name, picture in pictures_of(seen, self.limit):
                 runner.visualizer.add_image(f"{name}.{index}_{file.path.stem}", picture, step)

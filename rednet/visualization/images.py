@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from copy import deepcopy
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -133,4 +134,5 @@ def picture_of(sample: Mapping[str, Any]) -> np.ndarray:
 def preprocess(model: nn.Module, sample: Mapping[str, Any]) -> dict[str, Any]:
     """A batch of one image, normalized and padded by the model's own preprocessor."""
     preprocessor: Any = model.data_preprocessor
-    return preprocessor(pseudo_collate([sample]), False)
+    # A copy, because a model writes what it predicts into the data samples.
+    return preprocessor(pseudo_collate([deepcopy(sample)]), False)

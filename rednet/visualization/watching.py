@@ -15,7 +15,7 @@ from torch import nn
 
 from rednet.errors import ArgumentError, UserError, first_names
 from rednet.layers.base import ConvLayer, registered_layers
-from rednet.visualization.images import ImageReader, picture_of, preprocess, size_of
+from rednet.visualization.images import picture_of, preprocess, size_of
 from rednet.visualization.recorders import Recorder, recorder_of
 from rednet.visualization.recordings import Attention, Maps, Recording, Sampling
 
@@ -122,7 +122,7 @@ def listening(layers: Mapping[str, nn.Module], sampling: Sampling) -> Iterator[d
 @torch.no_grad()
 def view(
     model: nn.Module,
-    reader: ImageReader,
+    sample: Mapping[str, Any],
     path: Path,
     layers: Mapping[str, nn.Module],
     points: Sequence[Pixel] = (),
@@ -132,17 +132,15 @@ def view(
 
     Args:
         model: A classifier, detector or segmentor of OpenMMLab's.
-        reader: Reads the image.
-        path: The image file.
+        sample: The image, as an :class:`ImageReader` reads it; it may be given again.
+        path: The file that it was read from.
         layers: The layers to look at.
         points: (x, y) at which kernels are kept, in pixels of the image that the network sees.
         lattice: Whether to keep kernels on a regular lattice too.
 
     Raises:
-        ImageError: If the image cannot be read.
         ArgumentError: If a point lies outside of the image.
     """
-    sample = reader(path)
     check_points(points, size_of(sample), path)
     batch = preprocess(model, sample)
     height, width = (int(side) for side in batch["inputs"].shape[-2:])

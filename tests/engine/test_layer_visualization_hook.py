@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import cv2
 import numpy as np
@@ -14,6 +15,7 @@ from mmengine.runner import Runner
 
 from rednet.engine import LayerVisualizationHook, layer_visualization_hook
 from rednet.errors import ArgumentError, ImageError
+from rednet.visualization.images import ImageReader
 
 pytest.importorskip("mmpretrain")
 
@@ -68,14 +70,21 @@ def test_other_processes_draw_nothing(
     assert pictures_in(tmp_path) == []
 
 
-def test_a_training_that_counts_iterations(tmp_path: Path, image: str) -> None:
+def test_a_training_that_counts_iterations(
+    tmp_path: Path, image: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     loop = dict(by_epoch=False, max_iters=2)
-    hook = dict(images=[image], layers="layer4", interval=2)
+    hook = dict(images=[image], layers="layer4")
     runner = runner_of(tmp_path, hook, train_cfg=dict(loop, _delete_=True))
+    read = Mock(wraps=ImageReader(runner.cfg))
+    monkeypatch.setattr(layer_visualization_hook, "ImageReader", lambda config: read)
     runner.train()
     assert pictures_in(tmp_path) == [
-        f"{name}.0_photo_2.png" for name in ("backbone.layer4.0.conv2.maps", "overview.group")
+        f"{name}.0_photo_{step}.png"
+        for name in ("backbone.layer4.0.conv2.maps", "overview.group")
+        for step in (1, 2)
     ]
+    read.assert_called_once_with(Path(image))
 
 
 @pytest.mark.parametrize(

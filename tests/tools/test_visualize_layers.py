@@ -63,11 +63,11 @@ def test_a_classifier(tmp_path: Path, checkpoint: str, capsys: pytest.CaptureFix
     layers = [f"backbone.layer3.{index}.conv2" for index in range(4)] + ["backbone.layer4.0.conv2"]
     kinds = [f"{layer}.{kind}" for layer in layers for kind in ("maps", "kernels")]
     pictures = [f"{name}.a_0.png" for name in (*kinds, "overview.group")]
-    assert names_in(out) == sorted([*pictures, "a_0.npz"])
+    assert names_in(out) == sorted([*pictures, "a_0.npz", "b_1.npz"])
     *written, note = capsys.readouterr().out.splitlines()
     written = [line for line in written if line.startswith(str(out))]
     assert sorted(written) == sorted(str(out / name) for name in names_in(out))
-    assert note == "maps of 1 of 2 images left out: --draw sets how many are drawn"
+    assert note == "maps of 1 of 2 images not drawn: --draw sets how many are"
 
     with np.load(out / "a_0.npz") as numbers:
         assert numbers["points"].tolist() == [[3, 4], [31, 31]]
@@ -77,6 +77,8 @@ def test_a_classifier(tmp_path: Path, checkpoint: str, capsys: pytest.CaptureFix
     assert kernels.shape == (2, 4, 7, 7)
     np.testing.assert_allclose(kernels[0].sum((1, 2)), maps[:, 0, 0], rtol=1e-4, atol=1e-6)
     np.testing.assert_allclose(kernels[1].sum((1, 2)), maps[:, 1, 1], rtol=1e-4, atol=1e-6)
+    with np.load(out / "b_1.npz") as numbers:  # of an image that is not drawn
+        assert numbers["backbone.layer3.0.conv2/kernels"].shape == kernels.shape
 
 
 def test_routing_over_a_folder_of_classes(tmp_path: Path) -> None:

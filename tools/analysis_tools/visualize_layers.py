@@ -3,8 +3,8 @@
 Involution: the sum of the kernel at each pixel as a heat map, and the kernels at points. SAConv2d:
 its switch. ODConv2d, CondConv2d, DynamicConv2d and SPConv2d: their attention, for each image or,
 with a folder of class folders, averaged by class. ACBlock, SAConv2d, SPConv2d, ConvAWS2d: the
-magnitudes of their kernels. Works with classifiers, detectors and segmentors. Writes PNG files and
-the numbers in .npz files.
+magnitudes of their kernels. Works with classifiers, detectors and segmentors. Writes PNG files, and
+the numbers of every image in .npz files.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from rednet.cli.paths import check_checkpoint, check_output
 from rednet.errors import ArgumentError, UserError
 from rednet.visualization import find_layers, view
 from rednet.visualization.html import write_page
-from rednet.visualization.images import ImageFile, ImageReader, find_images, size_of
+from rednet.visualization.images import ImageReader, find_images, size_of
 from rednet.visualization.report import (
     AttentionReport,
     numbers_of,
@@ -53,7 +53,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     model = build_model(with_preprocessor(config)).eval()
     layers = find_layers(model, args.layers)
     reader = ImageReader(config)
-    _check_images(files, reader, points, args.draw)
+    for file in files:  # before the first result is computed
+        check_points(points, size_of(reader(file.path)), file.path)
     load_weights(model, args.checkpoint)
 
     args.out.mkdir(parents=True, exist_ok=True)
@@ -61,18 +62,20 @@ def main(arguments: Sequence[str] | None = None) -> None:
     attention, views = AttentionReport(), []
     for index, file in enumerate(files):
         drawn = index < args.draw
-        at = _points_of(points, reader, file) if drawn else ()
-        seen = view(model, reader, file.path, layers, at, lattice=drawn and args.html)
+        sample = reader(file.path)
+        at = points or [_center(size_of(sample))]
+        seen = view(model, sample, file.path, layers, at, lattice=drawn and args.html)
         attention.add(seen, f"{index} {file.path.stem}", file.label)
+        output.numbers(f"{file.path.stem}_{index}", numbers_of(seen))
         if drawn:
-            _write_maps(output, seen, index, args.limit)
+            _draw_maps(output, seen, index, args.limit)
             views.append(seen)
     _write_summaries(output, attention, weights_of(layers), args.limit)
     if args.html:
         _write_page(args.out / PAGE, views, args.config)
     if any(seen.maps for seen in views) and len(files) > args.draw:
         left_out = len(files) - args.draw
-        print(f"maps of {left_out} of {len(files)} images left out: --draw sets how many are drawn")
+        print(f"maps of {left_out} of {len(files)} images not drawn: --draw sets how many are")
 
 
 def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
@@ -112,7 +115,7 @@ def _add_limits(parser: argparse.ArgumentParser) -> None:
         type=positive,
         default=4,
         metavar="IMAGES",
-        help="draw the maps of the first images only (%(default)s); attention is of all",
+        help="draw the maps of the first images only (%(default)s); the rest is of all",
     )
     parser.add_argument(
         "--limit",
@@ -130,24 +133,9 @@ def _point(text: str) -> tuple[int, int]:
     return int(parts[0]), int(parts[1])
 
 
-def _points_of(
-    points: Sequence[tuple[int, int]], reader: ImageReader, file: ImageFile
-) -> Sequence[tuple[int, int]]:
-    """The points asked for, or the center of the image."""
-    if points:
-        return points
-    height, width = size_of(reader(file.path))
-    return [(width // 2, height // 2)]
-
-
-def _check_images(
-    files: Sequence[ImageFile], reader: ImageReader, points: Sequence[tuple[int, int]], drawn: int
-) -> None:
-    """Reads every image before the first result is computed."""
-    for index, file in enumerate(files):
-        size = size_of(reader(file.path))
-        if index < drawn:
-            check_points(points, size, file.path)
+def _center(size: tuple[int, int]) -> tuple[int, int]:
+    height, width = size
+    return width // 2, height // 2
 
 
 class _Output:
@@ -173,11 +161,9 @@ class _Output:
         print(self.folder / f"{name}.npz")
 
 
-def _write_maps(output: _Output, seen: View, index: int, limit: int) -> None:
-    stem = seen.path.stem
+def _draw_maps(output: _Output, seen: View, index: int, limit: int) -> None:
     for name, picture in pictures_of(seen, limit):
-        output.picture(f"{name}.{stem}", picture, index)
-    output.numbers(f"{stem}_{index}", numbers_of(seen))
+        output.picture(f"{name}.{seen.path.stem}", picture, index)
 
 
 def _write_summaries(
