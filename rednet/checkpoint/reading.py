@@ -26,18 +26,19 @@ from typing import Any
 import numpy as np
 import torch
 from mmengine.logging import HistoryBuffer
+from mmengine.runner import CheckpointLoader
 from torch import Tensor
 
 from rednet.checkpoint.hdf5 import HDF5_SUFFIXES, read_hdf5_weights
 from rednet.checkpoint.paddle import SUFFIX, read_paddle_weights
-from rednet.errors import UserError
+from rednet.errors import MissingDependencyError, UserError
 
 # int32 is what Windows calls an int in NumPy 1.
 _DTYPES = ("float64", "float32", "int64", "int32")
 _STATISTICS = ("min", "max", "mean", "current")
 # NumPy 2 renamed the module; a file may come from either.
 _NUMPY_MODULES = ("numpy.core.multiarray", "numpy._core.multiarray")
-_SAFETENSORS = ".safetensors"
+_SAFETENSORS = r".*\.safetensors$"
 # How torch names a type that it refuses.
 _REFUSED_TYPE = re.compile(r"GLOBAL ([\w.]+)")
 
@@ -57,8 +58,8 @@ def read_state_dict(path: str | Path) -> dict[str, Tensor]:
     """Reads the weights of a checkpoint, and nothing that could run code.
 
     Args:
-        path: A file with a state_dict, at the top level or under ``state_dict``, or PaddlePaddle's
-            weights in a ``.pdparams`` file.
+        path: A file with a state_dict, at the top level or under ``state_dict``, PaddlePaddle's
+            weights in a ``.pdparams`` file, or a ``.safetensors`` file.
 
     Returns:
         The state_dict.
@@ -66,14 +67,10 @@ def read_state_dict(path: str | Path) -> dict[str, Tensor]:
     Raises:
         UserError: If there is no such file, it needs more than ``weights_only`` or it holds no
             state_dict.
+        MissingDependencyError: If its kind needs a package that is not installed.
     """
     if not Path(path).is_file():
         raise UserError(f"there is no checkpoint {path}")
-    if Path(path).suffix == _SAFETENSORS:
-        raise UserError(
-            f"{path} is a file of safetensors; torch.save(safetensors.torch.load_file(FILE), "
-            "'FILE.pth') makes a checkpoint of it"
-        )
     content = _READERS.get(Path(path).suffix, _read)(path)
     state_dict = content.get("state_dict", content) if isinstance(content, dict) else None
     if not isinstance(state_dict, dict) or not any(
@@ -119,7 +116,26 @@ def _read(path: str | Path) -> Any:
         raise UserError(f"{path} {problem}") from error
 
 
-_READERS = {SUFFIX: read_paddle_weights, **dict.fromkeys(HDF5_SUFFIXES, read_hdf5_weights)}
+@CheckpointLoader.register_scheme(prefixes=_SAFETENSORS)
+def _read_safetensors(path: str | Path, map_location: Any = None) -> dict[str, Tensor]:
+    """Reads a file of safetensors, for mmengine too: its loader for all names of this form."""
+    try:
+        from safetensors.torch import load_file
+    except ImportError as error:
+        raise MissingDependencyError(
+            f"{path} needs safetensors: pip install safetensors"
+        ) from error
+    try:
+        return load_file(path, "cpu" if map_location is None else map_location)
+    except Exception as error:  # the package's error is not a subclass of any other
+        raise UserError(f"{path} is not a file of safetensors that can be read: {error}") from error
+
+
+_READERS = {
+    SUFFIX: read_paddle_weights,
+    ".safetensors": _read_safetensors,
+    **dict.fromkeys(HDF5_SUFFIXES, read_hdf5_weights),
+}
 
 
 def _types_in_a_log() -> Iterator[Any]:

@@ -23,9 +23,12 @@ ACTIONS = ("stop", "skip")
 class NonFiniteLossHook(Hook):
     """Stops a training, or skips the update, where the loss is not finite.
 
-    The loss is checked before its gradient is computed, so the weights stay those of the iteration
-    before, and nothing is saved after. With several processes all of them stop or skip if one of
-    them has such a loss. Models with several optimizers (``OptimWrapperDict``) are not checked.
+    The optimizer makes no step then, so the weights stay those of the iteration before, and nothing
+    is saved after; gradients that were accumulated before are dropped. With several processes all
+    of them stop or skip if one of them has such a loss, for which they exchange one number in each
+    iteration. It is read when the gradient has been computed, so that nothing waits for a GPU
+    between the loss and its gradient; mmengine's logging waits for the losses soon after in any
+    case. Models with several optimizers (``OptimWrapperDict``) are not checked.
 
     Args:
         action: ``'stop'`` raises an error that names the iteration, the loss and the first module
@@ -49,21 +52,27 @@ class NonFiniteLossHook(Hook):
         self.action = action
         self.skipped = 0
         self._batch: Any = None
+        self._finite: Tensor
 
     def before_train(self, runner: Runner) -> None:
         """Lets the optimizer's wrapper check each loss."""
         wrapper = runner.optim_wrapper
         if not isinstance(wrapper, OptimWrapper):
             return
-        update = wrapper.update_params
+        update, step = wrapper.update_params, wrapper.step
 
-        def update_if_finite(loss: Tensor, *args: Any, **kwargs: Any) -> None:
-            if _finite_everywhere(loss):
-                update(loss, *args, **kwargs)
-            else:
+        def update_and_check(loss: Tensor, *args: Any, **kwargs: Any) -> None:
+            self._finite = _finite_everywhere(loss)
+            update(loss, *args, **kwargs)
+            if not self._finite.item():
+                wrapper.zero_grad()
                 self._handle(runner, loss)
 
-        wrapper.update_params = update_if_finite
+        def step_if_finite(*args: Any, **kwargs: Any) -> None:
+            if self._finite.item():
+                step(*args, **kwargs)
+
+        wrapper.update_params, wrapper.step = update_and_check, step_if_finite
 
     def before_train_iter(self, runner: Runner, batch_idx: int, data_batch: Any = None) -> None:
         """Keeps the batch for a second pass."""
@@ -115,10 +124,11 @@ def _damaged(model: nn.Module) -> bool:
     return parameters or any(torch.isnan(each).any().item() for each in model.buffers())
 
 
-def _finite_everywhere(loss: Tensor) -> bool:
+def _finite_everywhere(loss: Tensor) -> Tensor:
+    """1 if the losses of all processes are finite, else 0; on a GPU, it may not be there yet."""
     finite = torch.isfinite(loss.detach()).all().to(torch.float32).reshape(1)
     all_reduce(finite, op="min")
-    return bool(finite.item())
+    return finite
 
 
 def _is_finite(tensor: Tensor) -> bool:

@@ -25,7 +25,14 @@ def nms(boxes: Tensor, scores: Tensor, iou_threshold: float, offset: int) -> Ten
         scores: Shape (N,).
         iou_threshold: Boxes that overlap a kept one by more are dropped.
         offset: Added to widths and heights: 1 where x2 and y2 are the last pixels inside.
+
+    Raises:
+        ValueError: If the boxes and scores differ in their dtype.
     """
+    if boxes.dtype != scores.dtype:
+        raise ValueError(
+            f"boxes and scores must have the same dtype, got {boxes.dtype} and {scores.dtype}"
+        )
     boxes, scores = at_least_float32(boxes, scores)
     # torchvision keeps equal scores in their order; mmcv's sort does not.
     order = scores.argsort(descending=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ import pytest
 import torch
 from mmengine.hooks import EMAHook
 from mmengine.model import BaseModule
-from mmengine.runner import CheckpointLoader
+from mmengine.runner import CheckpointLoader, load_checkpoint
 from torch import nn
 
 from rednet.checkpoint.reading import read_state_dict
@@ -78,8 +79,26 @@ def test_what_is_refused(tmp_path: Path) -> None:
     torch.save({**WEIGHTS, "layer.bias": torch.full((3,), float("inf"))}, path)
     with pytest.raises(UserError, match=r"init_cfg: .*a\.pth cannot be used: 1 of 2 weights hold"):
         load_pretrained(Model(path), LOGGER)
+
+
+def test_safetensors(caplog: pytest.LogCaptureFixture, tmp_path: Path) -> None:
+    save_file = pytest.importorskip("safetensors.torch").save_file
+    path = tmp_path / "a.safetensors"
+    save_file(WEIGHTS, path)
+    assert read_state_dict(path).keys() == WEIGHTS.keys()
+    assert told(caplog, Model(path))[1].endswith("2 weights loaded")
+    model = Model(path)
+    load_checkpoint(model.backbone, str(path), map_location="cpu", strict=True)
+    assert torch.equal(model.backbone.layer.weight, WEIGHTS["layer.weight"])
+    path.write_bytes(b"abc")
+    with pytest.raises(UserError, match=r"a\.safetensors is not a file of safetensors that can"):
+        read_state_dict(path)
+
+
+def test_safetensors_without_the_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "safetensors.torch", None)
     (tmp_path / "a.safetensors").write_bytes(b"")
-    with pytest.raises(UserError, match="is a file of safetensors"):
+    with pytest.raises(UserError, match="needs safetensors: pip install safetensors"):
         read_state_dict(tmp_path / "a.safetensors")
 
 

@@ -89,6 +89,20 @@ def test_it_skips_and_counts() -> None:
         step(hook, runner, torch.ones(1, 2))
 
 
+def test_accumulated_gradients_are_dropped() -> None:
+    hook = NonFiniteLossHook(action="skip")
+    runner = runner_of(hook)
+    runner.optim_wrapper._accumulative_counts = 4
+    before = weights(runner)
+    for inputs in (torch.ones(1, 2), BAD):
+        step(hook, runner, inputs)
+    assert hook.skipped == 1 and runner.model.first.weight.grad is None
+    for inputs in (torch.ones(1, 2), torch.ones(1, 2)):
+        step(hook, runner, inputs)
+    after = weights(runner)
+    assert torch.isfinite(after).all() and not torch.equal(before, after)
+
+
 def test_an_unknown_action() -> None:
     with pytest.raises(ArgumentError, match=r"action must be one of .*, got 'wait'"):
         NonFiniteLossHook(action="wait")

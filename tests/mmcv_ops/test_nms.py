@@ -60,6 +60,13 @@ def test_nms(seed: int, offset: int) -> None:
     assert torch.equal(dets, torch.cat([boxes, scores[:, None]], dim=1)[kept])
 
 
+def test_nms_of_two_dtypes() -> None:
+    boxes, scores = few_numbers(0)
+    message = r"the same dtype, got torch\.float64 and torch\.float32"
+    with pytest.raises(ValueError, match=message):
+        mmcv_ops.nms(boxes.double(), scores, THRESHOLD)
+
+
 @pytest.mark.parametrize("seed", range(4))
 def test_nms_match(seed: int) -> None:
     boxes, scores = few_numbers(seed)

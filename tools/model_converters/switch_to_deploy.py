@@ -41,8 +41,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     meta = _load(model, args.checkpoint)
     before = _size(model)
     fused = switch_to_deploy(model, lambda model: _features(model, images))
-    checkpoint, deployed = _write(fused, meta, config, args.out_prefix)
-    _check_files(fused, deployed, checkpoint, images)
+    checkpoint, deployed = f"{args.out_prefix}.pth", f"{args.out_prefix}.py"
+    text = _config_text(config, checkpoint)
+    _check(fused, text, images)
+    write_checkpoint(checkpoint, {"meta": meta, "state_dict": fused.state_dict()})
+    write_file(deployed, text.encode())
     print(f"{before}\n-> {_size(fused)}\nwrote {deployed} and {checkpoint}")
 
 
@@ -77,22 +80,19 @@ def _features(model: nn.Module, images: Tensor) -> Any:
     return getattr(model, "extract_feat", model)(images)
 
 
-def _write(model: nn.Module, meta: dict[str, Any], config: Config, prefix: str) -> tuple[str, str]:
-    """Writes the checkpoint and the config; returns their paths."""
-    checkpoint, deployed = f"{prefix}.pth", f"{prefix}.py"
-    write_checkpoint(checkpoint, {"meta": meta, "state_dict": model.state_dict()})
+def _config_text(config: Config, checkpoint: str) -> str:
+    """The config of the fused model."""
     config = Config(config.to_dict())
     config.model = dict(type="Deployed", module=config.model)
     config.load_from, config.resume = checkpoint, False
     import_rednet(config)
-    write_file(deployed, config.pretty_text.encode())
-    return checkpoint, deployed
+    return config.pretty_text
 
 
-def _check_files(model: nn.Module, config: str, checkpoint: str, images: Tensor) -> None:
-    """Builds the model from what was written."""
-    written = build_model(with_preprocessor(Config.fromfile(config)))
-    load_weights(written, checkpoint)
+def _check(model: nn.Module, text: str, images: Tensor) -> None:
+    """Builds the model from what will be written, before any file is."""
+    written = build_model(with_preprocessor(Config.fromstring(text, ".py")))
+    written.load_state_dict(model.state_dict(), strict=True)
     with torch.no_grad():
         torch.testing.assert_close(_features(written, images), _features(model, images))
 
