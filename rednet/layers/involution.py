@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from rednet.arguments import positive_int
 from rednet.errors import ArgumentError
 from rednet.layers.base import ConvLayer, is_unmodified
+from rednet.layers.finishing import finish_module, may_finish
 from rednet.layers.gradient_strides import keep_gradient_strides
 from rednet.ops import involution2d
 from rednet.ops.backends import is_generating
@@ -141,7 +142,7 @@ class Involution2d(ConvLayer):
 
     def _involve(self, input: Tensor) -> Tensor:
         """Generates the kernels, (N, G, Kh, Kw, Ho, Wo), from the input, and applies them to it."""
-        reduced = self.conv1(self.window_centers(input))
+        reduced = self._reduce(self.window_centers(input))
         padded, padding = self.pad(input)
         window = (self.stride, padding, self.dilation)
         if self._generates_where_it_applies(reduced):
@@ -151,6 +152,9 @@ class Involution2d(ConvLayer):
         groups = self.out_channels // self.group_channels
         shape = (kernels.shape[0], groups, *self.kernel_size, *kernels.shape[2:])
         return involution2d(padded, kernels.reshape(shape), *window)
+
+    def _reduce(self, centers: Tensor) -> Tensor:
+        return finish_module(self.conv1, centers) if may_finish(centers) else self.conv1(centers)
 
     def _generates_where_it_applies(self, reduced: Tensor) -> bool:
         """Whether conv2 and the operator may be one: nothing asks for what lies between them."""

@@ -9,6 +9,7 @@ from mmengine.model import BaseModule
 from torch import Tensor, nn
 
 from rednet.layers.base import is_unmodified
+from rednet.layers.finishing import finish, may_finish
 from rednet.layers.involution import Involution2d
 from rednet.models.argument_checks import OptionalConfig
 
@@ -94,11 +95,23 @@ class Bottleneck(BaseModule):
 
     def forward(self, input: Tensor) -> Tensor:
         """Maps (N, in_channels, H, W) to (N, 4 * mid_channels, ceil(H / s), ceil(W / s))."""
+        if may_finish(input):
+            return self._infer(input)
         if self.training and self.with_cp and input.requires_grad:
             output = checkpoint.checkpoint(self._residual_sum, input, use_reentrant=False)
         else:
             output = self._residual_sum(input)
         return self.relu(output)
+
+    def _infer(self, input: Tensor) -> Tensor:
+        """The output without gradients: norms, sum and ReLUs in one pass after each convolution."""
+        norm1, norm2 = getattr(self, self.norm1_name), getattr(self, self.norm2_name)
+        output = finish(self.conv1, input, norm1, self.relu)
+        output = finish(self.conv2, output, norm2, self.relu, makers=(Involution2d,))
+        shortcut = input if self.downsample is None else self.downsample(input)
+        if is_unmodified(self.drop_path, nn.Identity):
+            return finish(self.conv3, output, self.norm3, self.relu, shortcut)
+        return self.relu(self.drop_path(self.norm3(self.conv3(output))) + shortcut)
 
     def _residual_sum(self, input: Tensor) -> Tensor:
         output = self.relu(getattr(self, self.norm1_name)(self.conv1(input)))

@@ -13,6 +13,8 @@ from mmengine.model import BaseModule, constant_init
 from torch import Tensor, fx, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from rednet.layers.base import is_unmodified
+from rednet.layers.finishing import finish, finish_module, may_finish
 from rednet.layers.gradient_strides import keep_gradient_strides
 from rednet.layers.involution import GROUP_CHANNELS, REDUCTION_RATIO, Involution2d
 from rednet.models.argument_checks import (
@@ -188,7 +190,7 @@ class RedNet(BaseModule):
 
     def forward(self, input: Tensor) -> tuple[Tensor, ...]:
         """Maps an image (N, in_channels, H, W) to the tuple of the ``out_indices`` stages' maps."""
-        output = self.maxpool(self.stem(_rearranged(input)))
+        output = self.maxpool(_stem_output(self.stem, _rearranged(input)))
         outputs = []
         for index, name in enumerate(self.stage_names):
             output = getattr(self, name)(output)
@@ -285,6 +287,15 @@ def _stem(
         nn.ReLU(),  # not in place, which a full backward hook on the norm before would forbid
         ConvModule(half, channels, stride=1, **convolution),
     )
+
+
+def _stem_output(stem: nn.Sequential, image: Tensor) -> Tensor:
+    if not (may_finish(image) and is_unmodified(stem, nn.Sequential)):
+        return stem(image)
+    first, involution, norm, activation, last = stem
+    output = finish_module(first, image)
+    output = finish(involution, output, norm, activation, makers=(Involution2d,))
+    return finish_module(last, output)
 
 
 def _stages(

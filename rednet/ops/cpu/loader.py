@@ -98,6 +98,21 @@ class Mixture(ctypes.Structure):
         return cls(*shares.shape, experts.shape[1], piece, *described, adds)
 
 
+class Finishing(ctypes.Structure):
+    """The argument of the kernel that finishes a map; src/finish.h has the same structure."""
+
+    _fields_ = [
+        ("pixels", ctypes.c_int64),
+        ("channels", ctypes.c_int64),
+        *(
+            (name, ctypes.c_void_p)
+            for name in ("input", "output", "addend", "mean", "variance", "weight", "bias")
+        ),
+        ("epsilon", ctypes.c_double),
+        ("rectifies", ctypes.c_int64),
+    ]
+
+
 def call(name: str, dtype: torch.dtype, argument: ctypes.Structure) -> None:
     """Runs the loaded library's kernel of that name for numbers of that type."""
     kernel = getattr(load(), f"rednet_{name}_{str(dtype).removeprefix('torch.')}")

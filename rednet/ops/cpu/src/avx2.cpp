@@ -1,3 +1,4 @@
 // For processors with AVX2 and FMA.
+#include "finish.h"
 #include "involution.h"
 #include "mixing.h"

@@ -1,3 +1,4 @@
 // For processors with AVX-512 (F, BW, DQ and VL).
+#include "finish.h"
 #include "involution.h"
 #include "mixing.h"

@@ -1,0 +1,184 @@
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+import torch.nn.functional as F
+from mmcv.cnn import ConvModule
+from torch import Tensor, nn
+
+from rednet.layers import Involution2d
+from rednet.layers.finishing import finish, finish_module, may_finish
+from rednet.models.bottleneck import Bottleneck
+from rednet.ops.cpu import finishing, loader
+from tests.ops.cases import BUILD_NAMES, BUILDS
+
+Finished = Callable[[], int]
+
+
+def _used(norm: nn.BatchNorm2d) -> nn.BatchNorm2d:
+    """The norm with numbers as a training leaves them, in eval mode."""
+    for tensor, low in ((norm.running_mean, -1), (norm.running_var, 0.5)):
+        tensor.uniform_(low, low + 2)
+    if norm.affine:
+        nn.init.uniform_(norm.weight, -1, 1)
+        nn.init.uniform_(norm.bias, -1, 1)
+    return norm.eval()
+
+
+def _map(channels: int, dtype: torch.dtype = torch.float32) -> Tensor:
+    map = torch.randn(2, channels, 5, 7, dtype=dtype)
+    return map.contiguous(memory_format=torch.channels_last)
+
+
+@pytest.fixture
+def finished(monkeypatch: pytest.MonkeyPatch) -> Finished:
+    """Counts the maps that the kernel has finished."""
+    calls = []
+    kernel = finishing.finish
+    monkeypatch.setattr(
+        finishing, "finish", lambda *arguments: (calls.append(1), kernel(*arguments))
+    )
+    return lambda: len(calls)
+
+
+@pytest.mark.parametrize("build", BUILDS, ids=BUILD_NAMES)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+@pytest.mark.parametrize("channels", [1, 6, 16, 35])
+def test_every_instruction_set_is_right(
+    build: Path, dtype: torch.dtype, channels: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    compiled = ctypes.CDLL(str(build))
+    monkeypatch.setattr(loader, "load", lambda: compiled)
+    map, addend = _map(channels, dtype), _map(channels, dtype)
+    map[0, 0, 0, 0] = torch.nan
+    norm = _used(nn.BatchNorm2d(channels, dtype=dtype, affine=channels != 6))
+    with torch.no_grad():
+        normed = norm(map)
+        cases = {
+            (norm, None, None): normed,
+            (norm, nn.ReLU(), None): normed.relu(),
+            (norm, nn.ReLU(), addend): (normed + addend).relu(),
+            (None, nn.ReLU(), addend): (map + addend).relu(),
+        }
+        for arguments, expected in cases.items():
+            actual = finish(nn.Identity(), map, *arguments)
+            torch.testing.assert_close(actual, expected, equal_nan=True)
+
+
+@pytest.mark.skipif(not BUILDS, reason="rednet was installed without a C++ compiler")
+def test_only_the_output_of_a_convolution_is_overwritten(finished: Finished) -> None:
+    map, norm = _map(16), _used(nn.BatchNorm2d(16))
+    before = map.clone()
+    kept: list[Tensor] = []
+    convolution = nn.Conv2d(16, 16, 1)
+    with torch.no_grad():
+        finish(nn.Identity(), map, norm, nn.ReLU())
+        convolution.register_forward_hook(lambda _, __, output: kept.append(output))
+        finish(convolution, map, norm, nn.ReLU())
+        assert finished() == 2
+        assert torch.equal(map, before)
+        assert torch.equal(kept[0], F.conv2d(map, convolution.weight, convolution.bias))
+
+
+@pytest.mark.parametrize(
+    ("norm", "activation"),
+    [
+        (nn.BatchNorm2d(16).train(), nn.ReLU()),
+        (nn.BatchNorm2d(16, track_running_stats=False).eval(), nn.ReLU()),
+        (nn.GroupNorm(4, 16), nn.ReLU()),
+        (nn.BatchNorm2d(16).eval(), nn.GELU()),
+    ],
+    ids=["training", "no statistics", "group norm", "GELU"],
+)
+def test_other_modules_are_called(
+    norm: nn.Module, activation: nn.Module, finished: Finished
+) -> None:
+    map = _map(16)
+    with torch.no_grad():
+        output = finish(nn.Identity(), map, norm, activation, map)
+        torch.testing.assert_close(output, activation(norm(map) + map))
+        finish(nn.Identity(), map.contiguous(), nn.BatchNorm2d(16).eval(), nn.ReLU())
+    assert finished() == 0
+
+
+def test_nothing_is_finished_where_something_follows() -> None:
+    map = _map(4)
+    answers: list[bool] = []
+
+    def ask(input: Tensor) -> Tensor:
+        answers.append(may_finish(input))
+        return input + 1
+
+    with torch.no_grad():
+        assert may_finish(map)
+        torch.jit.trace(ask, map, check_trace=False)  # the check runs untraced
+        torch.vmap(ask)(map)
+        assert not may_finish(map.to("meta"))
+        assert not may_finish(nn.Parameter(map))
+    assert not may_finish(map)
+    assert answers and not any(answers)
+
+
+def _bottleneck(**changes: object) -> Bottleneck:
+    block = Bottleneck(64, 16, kernel_size=3, **changes)
+    for module in block.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            _used(module)
+    return block.eval()
+
+
+@pytest.mark.parametrize("changes", [{}, dict(stride=2), dict(drop_path_rate=0.5)], ids=str)
+def test_a_block_computes_the_same_without_gradients(changes: dict, finished: Finished) -> None:
+    block, map = _bottleneck(**changes), _map(64)
+    expected = block(map)
+    assert finished() == 0
+    with torch.no_grad():
+        torch.testing.assert_close(block(map), expected)
+    assert finished() == (0 if not BUILDS else 3 if "drop_path_rate" in changes else 4)
+
+
+@pytest.mark.parametrize("name", ["bn1", "bn2", "bn3", "relu", "conv2.conv1", "conv2"])
+def test_a_hook_sees_what_its_module_gives(name: str) -> None:
+    block, map = _bottleneck(), _map(64)
+    seen: list[Tensor] = []
+    block.get_submodule(name).register_forward_hook(lambda _, __, output: seen.append(output))
+    block(map)
+    expected, seen[:] = [each.detach() for each in seen], []
+    with torch.no_grad():
+        block(map)
+    assert len(seen) == len(expected)
+    for actual, exact in zip(seen, expected, strict=True):
+        torch.testing.assert_close(actual, exact)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        dict(norm_cfg=dict(type="BN")),
+        dict(norm_cfg=None),
+        dict(norm_cfg=None, act_cfg=None),
+        dict(norm_cfg=dict(type="BN"), order=("norm", "conv", "act")),
+        dict(norm_cfg=dict(type="BN"), padding=1, padding_mode="circular"),
+    ],
+    ids=str,
+)
+def test_conv_modules_of_every_kind(options: dict) -> None:
+    module, map = ConvModule(16, 16, 3, **options), _map(16)
+    if module.with_norm:
+        _used(module.norm)
+    with torch.no_grad():
+        expected = module.eval()(map.clone())
+        torch.testing.assert_close(finish_module(module, map.clone()), expected)
+
+
+def test_an_involution_computes_the_same_without_gradients(finished: Finished) -> None:
+    layer, map = Involution2d(16, 16, 3, padding=1), _map(16)
+    _used(layer.conv1.norm)
+    expected = layer(map)
+    with torch.no_grad():
+        torch.testing.assert_close(layer(map), expected)
+    assert finished() == (1 if BUILDS else 0)
