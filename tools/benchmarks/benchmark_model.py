@@ -95,6 +95,11 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         "may be repeated",
     )
     parser.add_argument("--plain", action="store_true", help="no pre- or postprocessing")
+    parser.add_argument(
+        "--compile",
+        choices=("default", "reduce-overhead", "max-autotune"),
+        help="torch.compile in this mode, of classifiers without pre- and postprocessing",
+    )
     parser.add_argument("--train", action="store_true", help="time training steps")
     parser.add_argument("--amp", action="store_true", help="float16 on a GPU, bfloat16 on a CPU")
     parser.add_argument(
@@ -114,6 +119,8 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     if not args.configs and not args.peer:
         parser.error("expected a config or a --peer")
     args.plain |= bool(args.peer)
+    if args.compile and not args.plain:
+        parser.error("--compile goes with --plain or a --peer")
     return args
 
 
@@ -171,10 +178,11 @@ def _step_of_classifier(model: nn.Module, args: argparse.Namespace, **options: A
     shape = (args.batch_size, image_channels(model), *image_size(args.shape))
     images = torch.randn(shape, device=args.device)
     images = images.contiguous(memory_format=layout)
+    scores: Any = torch.compile(model, mode=args.compile) if args.compile else model
 
     def infer() -> Tensor:
         with torch.no_grad(), _autocast(args):
-            return model(images, **options)
+            return scores(images, **options)
 
     if not args.train:
         return infer
@@ -183,7 +191,7 @@ def _step_of_classifier(model: nn.Module, args: argparse.Namespace, **options: A
 
     def train() -> None:
         with optimizer.optim_context(model), _autocast(args):
-            loss = F.cross_entropy(model(images, **options), labels)
+            loss = F.cross_entropy(scores(images, **options), labels)
         optimizer.update_params(loss)
 
     return train
@@ -232,6 +240,7 @@ def _what(args: argparse.Namespace) -> str:
     words = [
         "training step" if args.train else "inference",
         *(["plain"] if args.plain else []),
+        *([f"compiled ({args.compile})"] if args.compile else []),
         f"batch {args.batch_size}",
         dtype.removeprefix("torch."),
         "channels_last" if args.channels_last else "contiguous",

@@ -62,8 +62,13 @@ def plan(call: Call) -> Launch | None:
     """
     if max(map(_largest_coordinate, call.axes())) > LARGEST_COORDINATE:
         return None
-    tilings = [tiling for tile in _tiles(call) if (tiling := Tiling(call, *tile)).fits()]
+    tilings = candidates(call)
     return min(tilings, key=Tiling.cost).launch() if tilings else None
+
+
+def candidates(call: Call) -> list[Tiling]:
+    """The tilings to choose from, all of which the device can hold."""
+    return [tiling for tile in _tiles(call) if (tiling := Tiling(call, *tile)).fits()]
 
 
 def _largest_coordinate(axis: Axis) -> int:
