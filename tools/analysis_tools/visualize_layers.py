@@ -66,7 +66,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         at = points or [_center(size_of(sample))]
         seen = view(model, sample, file.path, layers, at, lattice=drawn and args.html)
         attention.add(seen, f"{index} {file.path.stem}", file.label)
-        output.numbers(f"{file.path.stem}_{index}", numbers_of(seen))
+        if drawn or seen.maps:  # the attention of all images has a file of its own
+            output.numbers(f"{file.path.stem}_{index}", numbers_of(seen))
         if drawn:
             _draw_maps(output, seen, index, args.limit)
             views.append(seen)
