@@ -176,6 +176,12 @@ def _compare_batch_size(runner: Runner) -> None:
 
 
 def _resume(config: Config, checkpoint: str) -> list[str]:
+    strategy = config.get("strategy")
+    if isinstance(strategy, Mapping) and strategy.get("type") == "FSDPStrategy":
+        raise UserError(
+            "--resume: mmengine's FSDPStrategy cannot read the optimizer's state back; load_from "
+            "starts from the weights of a checkpoint written with strategy.state_dict_cfg=full"
+        )
     config.resume = True
     if checkpoint != "auto":
         check_checkpoint(checkpoint, "the checkpoint of --resume")

@@ -167,6 +167,13 @@ def test_other_files(
     assert message.replace("Expecting", "JSONDecodeError: Expecting") in line or message in line
 
 
+def test_resuming_fsdp(line_of: Callable[..., str], tmp_path: Path) -> None:
+    (tmp_path / "fsdp.py").write_text(TINY + "strategy = dict(type='FSDPStrategy')")
+    assert "FSDPStrategy cannot read the optimizer's state" in line_of(
+        train.main, "fsdp.py", "--resume"
+    )
+
+
 def test_arguments(line_of: Callable[..., str], tiny: str) -> None:
     assert "--work-dir must name a folder, got ''" in line_of(train.main, tiny, "--work-dir", "")
     assert "there is no config file gone.py" in line_of(train.main, "gone.py")
