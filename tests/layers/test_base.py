@@ -7,6 +7,7 @@ import torch
 from mmengine.runner.checkpoint import load_state_dict
 from torch import nn
 
+from rednet.layers import CondConv2d
 from rednet.layers.base import ConvLayer, registered_layers
 from rednet.registry import CONV_LAYERS
 
@@ -28,6 +29,23 @@ def test_pad_and_output_size_agree_with_conv2d(
     expected = convolution(image)
     torch.testing.assert_close(output, expected)
     assert layer.output_size(11, 12) == tuple(expected.shape[2:])
+
+
+@pytest.mark.parametrize(("kernel_size", "stride"), [(3, 2), (5, 2), ((3, 4), (1, 3))])
+@pytest.mark.parametrize("size", [(11, 12), (10, 13)])
+def test_adaptive_padding_is_that_of_tensorflow(
+    kernel_size: object, stride: object, size: tuple[int, int]
+) -> None:
+    layer = CondConv2d(2, 3, kernel_size, stride=stride, padding="adaptive").eval()
+    plain = nn.Conv2d(2, 3, kernel_size, stride=stride)
+    layer.load_state_dict(plain.state_dict())
+    image = torch.randn(1, 2, *size)
+    amounts = []
+    for length, kernel, step in zip(size, layer.kernel_size, layer.stride, strict=True):
+        missing = max((-(-length // step) - 1) * step + kernel - length, 0)
+        amounts = [missing // 2, missing - missing // 2, *amounts]
+    expected = plain(nn.functional.pad(image, amounts))
+    torch.testing.assert_close(layer(image), expected, rtol=1e-4, atol=1e-5)
 
 
 def test_same_padding_refuses_a_stride() -> None:

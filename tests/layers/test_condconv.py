@@ -36,6 +36,12 @@ def test_the_routing_of_plain_weights_depends_on_the_image() -> None:
     assert not weight[4].any() and not bias[4].any()
 
 
+def test_a_bias_starts_as_that_of_conv2d() -> None:
+    bias = CondConv2d(8, 64, 3, num_experts=4).bias
+    bound = (8 * 3 * 3) ** -0.5
+    assert bound / 2 < bias.abs().max() <= bound and bias.min() < 0 < bias.max()
+
+
 def test_one_bias_of_the_layer_is_not_mixed() -> None:
     layer = randomized(CondConv2d(8, 6, 3, num_experts=3, expert_bias=False)).double()
     without = CondConv2d(8, 6, 3, num_experts=3, bias=False).double()

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from rednet.layers import SAConv2d, conv_aws
+from rednet.layers import SAConv2d, conv_aws, saconv
 from tests.layers.cases import randomized
 from tests.tolerances import FLOAT16
 
@@ -182,6 +182,11 @@ def test_deformable_for_any_batch(batch: int) -> None:
     assert output.shape == (batch, 6, 5, 5)
     for index in range(0, batch, 11):
         torch.testing.assert_close(layer(image[index : index + 1]), output[index : index + 1])
+
+
+@pytest.mark.parametrize(("batch", "step"), [(1, 1), (6, 6), (33, 11), (64, 32), (37, 1)])
+def test_deformable_takes_as_many_images_as_mmcv(batch: int, step: int) -> None:
+    assert saconv._step(batch) == step
 
 
 def test_deformable_needs_mmcvs_operators(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -125,6 +125,13 @@ def test_explain_backends_gives_reasons(picky_backend: None) -> None:
     assert reasons["reference"] is None
 
 
+def test_explain_backends_checks_the_sizes() -> None:
+    assert ops.explain_backends("cpu", torch.float32, padding=0)["reference"] is None
+    for name, least in (("kernel_size", 1), ("stride", 1), ("padding", 0), ("dilation", 1)):
+        with pytest.raises(ValueError, match=f"{name} must be .*at least {least}"):
+            ops.explain_backends("cpu", torch.float32, **{name: least - 1})
+
+
 @pytest.mark.parametrize("device", ["cpu", "cuda"])
 def test_no_backend_serves_a_dtype_that_the_operator_refuses(device: str) -> None:
     reasons = ops.explain_backends(device, torch.int64)
