@@ -150,6 +150,11 @@ def figures(sizes: Sizes, args: argparse.Namespace) -> Iterator[Job]:
     yield Job("operator-detector", detector)
     layers = ("benchmark_layers.py", *sizes.layers, "--batches", str(sizes.batch))
     yield Job("layers", _benchmark(sizes, *layers))
+    for dtype in ("float32", "float16"):
+        for layout, flag in LAYOUTS.items():
+            experts = (*batch, *sizes.shapes, "--dtype", dtype, *flag)
+            name = f"experts-{dtype}{layout}"
+            yield Job(name, _benchmark(sizes, "benchmark_experts.py", *experts))
 
 
 def networks(sizes: Sizes, args: argparse.Namespace) -> Iterator[Job]:
@@ -171,6 +176,8 @@ def networks(sizes: Sizes, args: argparse.Namespace) -> Iterator[Job]:
     detectors = ("benchmark_model.py", resnet, rednet, *sizes.detector)
     yield Job("detector-inference", _benchmark(sizes, *detectors))
     yield Job("detector-training", _benchmark(sizes, *detectors, "--train"))
+    if sizes.device == "cuda":  # a detector's AMP needs one
+        yield Job("detector-training-amp", _benchmark(sizes, *detectors, "--train", "--amp"))
 
 
 def find_config(package: str, path: str) -> str:

@@ -3,9 +3,9 @@
 ``convolve`` chooses among the first three by shape and memory format:
 
 - ``_pointwise``: a 1 x 1 kernel without groups is a batched matrix product.
-- ``_grouped``: the samples become the groups of one convolution, as in the published code.
-- ``_one_by_one``: a convolution for each sample, for channels_last images on a CPU that are larger
-  than their kernels. As groups of one convolution they would be copied, and copied back.
+- ``convolve_grouped``: the samples become the groups of one convolution, as in the published code.
+- ``convolve_one_by_one``: a convolution for each sample, for channels_last images on a CPU that are
+  larger than their kernels. As groups of one convolution they would be copied, and copied back.
 - ``convolve_patches``: unfolded patches times kernels, for export: nothing in its graph depends on
   the batch size.
 """
@@ -25,13 +25,13 @@ def convolve(input: Tensor, kernels: Tensor, bias: Tensor | None, window: Window
     if is_pointwise(kernels.shape[3:], window):
         return _pointwise(input, kernels, bias)
     if not is_channels_last(input) or is_transformed():  # vmap knows no layouts
-        return _grouped(input, kernels, bias, window)
+        return convolve_grouped(input, kernels, bias, window)
     if not is_compiling() and are_kernels_smaller(input, kernels):
         # Pixels that a stride has picked are apart.
         input = input.contiguous(memory_format=torch.channels_last)
-        return _one_by_one(input, kernels, bias, window)
+        return convolve_one_by_one(input, kernels, bias, window)
     # The kernels, which are larger, would be copied for an input that is not contiguous.
-    output = _grouped(input.contiguous(), kernels, bias, window)
+    output = convolve_grouped(input.contiguous(), kernels, bias, window)
     return output.contiguous(memory_format=torch.channels_last)
 
 
@@ -75,7 +75,8 @@ def _product(left: Tensor, right: Tensor, bias: Tensor | None) -> Tensor:
     return torch.bmm(left, right) if bias is None else torch.baddbmm(bias, left, right)
 
 
-def _grouped(input: Tensor, kernels: Tensor, bias: Tensor | None, window: Window) -> Tensor:
+def convolve_grouped(input: Tensor, kernels: Tensor, bias: Tensor | None, window: Window) -> Tensor:
+    """Convolves all samples as the groups of one image."""
     batch, channels_out = kernels.shape[:2]
     output = F.conv2d(
         input if batch == 1 else side_by_side(input),
@@ -89,7 +90,10 @@ def _grouped(input: Tensor, kernels: Tensor, bias: Tensor | None, window: Window
     return output if batch == 1 else output.reshape(batch, channels_out, *output.shape[2:])
 
 
-def _one_by_one(input: Tensor, kernels: Tensor, bias: Tensor | None, window: Window) -> Tensor:
+def convolve_one_by_one(
+    input: Tensor, kernels: Tensor, bias: Tensor | None, window: Window
+) -> Tensor:
+    """Convolves a sample after the other."""
     biases = [None] * len(kernels) if bias is None else bias.unbind()
     return torch.cat(
         [
