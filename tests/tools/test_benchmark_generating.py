@@ -7,6 +7,7 @@ import pytest
 from timing import Rates
 
 from rednet.cli.command import run
+from rednet.ops.triton import backend
 from tools.benchmarks import benchmark_generating
 
 
@@ -36,3 +37,19 @@ def test_backends_take_turns(
 def test_a_backend_that_does_not_serve(capsys: pytest.CaptureFixture[str]) -> None:
     assert run(benchmark_generating.main, ["--backends", "triton-fused"]) == 2
     assert "--backends triton-fused: it supports CUDA tensors only" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("tile", ["64", "64x8", "48x16", "axb"])
+def test_tiles_that_are_none(tile: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        benchmark_generating.main(["--tiles", tile])
+    assert repr(tile) in capsys.readouterr().err
+
+
+def test_tiles_are_the_triton_kernels(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(benchmark_generating.main, ["--tiles", "64x32"]) == 2
+    assert "triton-fused: it supports CUDA tensors only" in capsys.readouterr().err
+    before = backend.TILE_PIXELS, backend.TILE_REDUCED
+    with benchmark_generating.tiled(benchmark_generating.parse_tile("64x32")):
+        assert (backend.TILE_PIXELS, backend.TILE_REDUCED) == (64, 32)
+    assert before == (backend.TILE_PIXELS, backend.TILE_REDUCED)

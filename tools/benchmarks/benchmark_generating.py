@@ -8,7 +8,9 @@ bytes that each way reads and writes at least, at the rate of a copy measured in
     python tools/benchmarks/benchmark_generating.py --device cuda --batch-size 64 --dtype float16
     python tools/benchmarks/benchmark_generating.py --batch-size 64 --bandwidth 4300
 
-With ``--bandwidth``, in GB/s, nothing is timed: the bytes and the floors are printed.
+With ``--bandwidth``, in GB/s, nothing is timed: the bytes and the floors are printed. ``--tiles``
+times the Triton kernel with other tiles than its own, to choose those: 64x32 is 64 pixels by 32
+channels of the reduced map at a time.
 """
 
 from __future__ import annotations
@@ -16,7 +18,8 @@ from __future__ import annotations
 import argparse
 import sys
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import torch
@@ -45,6 +48,9 @@ from rednet.ops.backends import is_generating
 from rednet.ops.dtypes import accumulation_dtype
 from rednet.ops.generating import generating_involution2d
 from rednet.ops.geometry import Geometry, Pair
+from rednet.ops.triton import backend as triton_backend
+
+FUSED = triton_backend.FUSED.name
 
 
 class Case(NamedTuple):
@@ -125,19 +131,44 @@ def actions_of(case: Case, args: argparse.Namespace) -> dict[str, Action]:
         draw(rows),
     )
 
-    def action(name: str) -> Action:
+    def action(name: str, tile: Pair | None = None) -> Action:
         def call() -> Tensor:
-            with backend(name), torch.no_grad():
+            with backend(name), torch.no_grad(), tiled(tile):
                 return generating_involution2d(*operands, *case.geometry)
 
         return call
 
-    return {name: action(name) for name in args.backends}
+    actions = {name: action(name) for name in args.backends}
+    for tile in args.tiles:
+        actions[f"{FUSED} {tile[0]}x{tile[1]}"] = action(FUSED, tile)
+    return actions
 
 
-def steps_of(name: str) -> int:
-    """In how many steps a backend generates and applies."""
-    with backend(name):
+@contextmanager
+def tiled(tile: Pair | None) -> Iterator[None]:
+    """Gives the Triton kernel a tile of so many pixels and reduced channels, while it is open."""
+    before = triton_backend.TILE_PIXELS, triton_backend.TILE_REDUCED
+    triton_backend.TILE_PIXELS, triton_backend.TILE_REDUCED = tile or before
+    try:
+        yield
+    finally:
+        triton_backend.TILE_PIXELS, triton_backend.TILE_REDUCED = before
+
+
+def parse_tile(text: str) -> Pair:
+    """Read ``PIXELSxREDUCED``, powers of two that tensor cores take."""
+    try:
+        pixels, reduced = map(int, text.split("x"))
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f"expected PIXELSxREDUCED, got {text!r}") from error
+    if min(pixels, reduced) < 16 or pixels & (pixels - 1) or reduced & (reduced - 1):
+        raise argparse.ArgumentTypeError(f"expected powers of two from 16 on, got {text!r}")
+    return pixels, reduced
+
+
+def steps_of(contender: str) -> int:
+    """In how many steps a backend, whose name comes first, generates and applies."""
+    with backend(contender.split()[0]):
         return 1 if is_generating() else 2
 
 
@@ -153,13 +184,21 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--bandwidth", type=float, metavar="GB/S", help="print floors, time nothing"
     )
+    parser.add_argument(
+        "--tiles",
+        nargs="+",
+        type=parse_tile,
+        default=[],
+        metavar="PIXELSxREDUCED",
+        help=f"of {FUSED}, besides its own",
+    )
     add_arguments(parser, turns=15)
     return parser.parse_args(arguments)
 
 
 def _backends(args: argparse.Namespace) -> list[str]:
     reasons = explain_backends(args.device, DTYPES[args.dtype])
-    for name in args.backends or ():
+    for name in (*(args.backends or ()), *((FUSED,) if args.tiles else ())):
         if reasons.get(name, "there is no such backend") is not None:
             raise UserError(f"--backends {name}: {reasons.get(name, 'there is no such backend')}")
     serving = [name for name, reason in reasons.items() if reason is None and name != "reference"]
@@ -196,14 +235,12 @@ def _time(cases: Counter[Case], clock: Clock, args: argparse.Namespace) -> list[
     return records
 
 
-def _show_totals(
-    records: Sequence[dict[str, Any]], floors: dict[str, Any], args: argparse.Namespace
-) -> None:
+def _show_totals(records: Sequence[dict[str, Any]], floors: dict[str, Any]) -> None:
     print(f"\n{table_head('the whole network', 'ms', 'MB')}")
     for way, floor in floors.items():
         milliseconds, moved = floor["floor_milliseconds"], floor["bytes"] / 1e6
         print(table_row(f"floor, {way}", f"{milliseconds:.3f}", f"{moved:,.0f}"))
-    for name in args.backends if records else ():
+    for name in dict.fromkeys(each["backend"] for each in records):
         own = (each for each in records if each["backend"] == name)
         total = sum(each["count"] * each["milliseconds"] for each in own)
         print(table_row(name, f"{total:.3f}", ""))
@@ -212,12 +249,13 @@ def _show_totals(
 def main(arguments: Sequence[str] | None = None) -> None:
     """Times or counts what the command line asks for."""
     args = _parse(arguments)
-    cases = cases_of(args.depth, args.side)
     if args.bandwidth:
-        _show_totals([], floors_of(cases, args, args.bandwidth * 1e9), args)
+        cases = cases_of(args.depth, args.side)
+        _show_totals([], floors_of(cases, args, args.bandwidth * 1e9))
         return
     set_up(args)
     args.backends = _backends(args)
+    cases = cases_of(args.depth, args.side)
     machine, clock = describe_machine(args.device), Clock(args.device)
     rates = measure_rates(clock, args.device, accumulation_dtype(DTYPES[args.dtype]))
     layout = "channels_last" if args.channels_last else "contiguous"
@@ -226,7 +264,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         f"copy {rates.bytes / 1e9:.1f} GB/s\n"
     )
     records, floors = _time(cases, clock, args), floors_of(cases, args, rates.bytes)
-    _show_totals(records, floors, args)
+    _show_totals(records, floors)
     if args.out:
         write_results(args.out, {**machine, **rates._asdict(), **floors}, args, records)
 

@@ -214,6 +214,9 @@ def profile(sizes: Sizes, args: argparse.Namespace) -> Iterator[Job]:
             for layout, flag in LAYOUTS.items():
                 timed = _benchmark(sizes, "benchmark_tilings.py", *one, dtype, *flag)
                 yield Job(f"tilings-{dtype}{layout}", timed)
+            tiles = ("--tiles", "32x16", "64x16", "64x32", "128x32", "128x64", "256x16")
+            timed = _benchmark(sizes, "benchmark_generating.py", *options, *tiles)
+            yield Job(f"tiles-generating-{dtype}", timed)
 
 
 def training(sizes: Sizes, args: argparse.Namespace) -> Iterator[Job]:
