@@ -105,13 +105,6 @@ def test_tools_that_fold_norms_leave_the_two_parts_alone() -> None:
     torch.testing.assert_close(fuse_conv_bn(layer)(image), expected)
 
 
-def test_gradients_lie_in_memory_as_their_parameters() -> None:
-    layer = SPConv2d(8, 4, 3, padding=1).to(memory_format=torch.channels_last)
-    layer(torch.randn(2, 8, 5, 5).to(memory_format=torch.channels_last)).sum().backward()
-    for name, parameter in layer.named_parameters():
-        assert parameter.grad.stride() == parameter.stride(), name
-
-
 def test_the_kernels_start_kaiming_by_fan_out() -> None:
     torch.manual_seed(0)
     layer = SPConv2d(256, 256, 3, padding=1)  # of ResNet-50's layer3.1
