@@ -1,6 +1,7 @@
 """Export of a model to ONNX, and the comparison of ONNX Runtime's outputs with PyTorch's.
 
-The standard operators that stand for involution are in :mod:`rednet.ops.decomposition`.
+The standard operators that stand for involution are in :mod:`rednet.ops.decomposition`, the custom
+operator in :mod:`rednet.deploy.onnx_operator`.
 """
 
 from __future__ import annotations
@@ -8,7 +9,8 @@ from __future__ import annotations
 import copy
 import inspect
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,6 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from rednet.deploy.fusing import relative_error
+from rednet.deploy.onnx_operator import recording
 from rednet.errors import MissingDependencyError, UserError
 
 OPSET = 17  # unless another is asked for
@@ -59,8 +62,9 @@ def export_onnx(
     exporter: str = "torchscript",
     dynamic_size: bool = True,
     opset: int | None = None,
+    custom_operator: bool = False,
 ) -> Graph:
-    """Writes a model as an ONNX file of standard operators, with a free batch size.
+    """Writes a model as an ONNX file, with a free batch size.
 
     Args:
         model: Maps images (N, C, H, W) to a tensor or a sequence of tensors; it is left in eval
@@ -73,6 +77,9 @@ def export_onnx(
         dynamic_size: Whether height and width are free too.
         opset: Version of the standard operators. None for 17, which ``'dynamo'`` writes where
             PyTorch can convert its graph of version 18; it cannot write older ones.
+        custom_operator: Whether involution is one operator, ``rednet::Involution2d``, which ONNX
+            Runtime runs with the library of :mod:`rednet.deploy.onnx_operator`. Else all operators
+            are standard ones.
 
     Returns:
         A description of the file.
@@ -82,6 +89,8 @@ def export_onnx(
         MissingDependencyError: If a package is missing.
     """
     _require("onnx")
+    if custom_operator and exporter != "torchscript":
+        raise UserError(f"the {exporter} exporter does not write the custom operator")
     outputs = outputs_of(model, images)
     names = [f"output{index}" for index in range(len(outputs))] if len(outputs) > 1 else ["output"]
     if exporter == "dynamo":
@@ -89,7 +98,10 @@ def export_onnx(
     else:
         arguments = _torchscript_arguments(dict(zip(names, outputs, strict=True)), dynamic_size)
     arguments.update(opset_version=opset or OPSET, input_names=["image"], output_names=names)
-    with torch.no_grad(), warnings.catch_warnings():
+    if custom_operator:
+        arguments.update(custom_opsets={recording.DOMAIN: recording.VERSION})
+    recorded = recording.recorded_as_one_operator() if custom_operator else nullcontext()
+    with torch.no_grad(), recorded, warnings.catch_warnings():
         # Such as: what a check of shapes has found is recorded as a constant.
         warnings.simplefilter("ignore")
         try:
@@ -100,7 +112,7 @@ def export_onnx(
                 f"the {exporter} exporter cannot export this {type(model).__name__}: "
                 f"{_first_line(_root(error))}"
             ) from error
-    return _inspect(path)
+    return _inspect(path, {recording.DOMAIN} if custom_operator else set())
 
 
 @dataclass(frozen=True)
@@ -128,7 +140,9 @@ class Comparison:
         return self.exported <= self.allowed
 
 
-def compare_onnx(model: nn.Module, path: str | Path, images: Tensor) -> Comparison:
+def compare_onnx(
+    model: nn.Module, path: str | Path, images: Tensor, library: str | Path | None = None
+) -> Comparison:
     """Compares ONNX Runtime's outputs on the CPU, and PyTorch's, with the model's in float64.
 
     Args:
@@ -136,12 +150,14 @@ def compare_onnx(model: nn.Module, path: str | Path, images: Tensor) -> Comparis
         path: The ONNX file.
         images: Images (N, C, H, W) such as the model was trained with: others can drive its
             activations to where rounding is all that is compared.
+        library: The library of the custom operator, where the file has it.
 
     Raises:
-        UserError: If the file cannot run on such images, or the model's outputs are not finite.
+        UserError: If the library or the file cannot be loaded, the file cannot run on such images,
+            or the model's outputs are not finite.
         MissingDependencyError: If onnxruntime is missing.
     """
-    exported = _runtime_outputs(path, images)
+    exported = _runtime_outputs(path, images, library)
     original = outputs_of(model, images)
     expected = outputs_of(copy.deepcopy(model).double(), images.double())
     if not all(tensor.isfinite().all() for tensor in original):
@@ -152,14 +168,40 @@ def compare_onnx(model: nn.Module, path: str | Path, images: Tensor) -> Comparis
     return Comparison(_largest_error(exported, expected), _largest_error(original, expected))
 
 
-def _runtime_outputs(path: str | Path, images: Tensor) -> list[Tensor]:
+def open_session(path: str | Path, library: str | Path | None = None, threads: int = 0) -> Any:
+    """An ONNX file, ready to run in ONNX Runtime on the CPU.
+
+    Args:
+        path: The ONNX file.
+        library: The library of the custom operator, where the file has it.
+        threads: Number of threads; 0 for ONNX Runtime's choice.
+
+    Raises:
+        UserError: If the library or the file cannot be loaded.
+        MissingDependencyError: If onnxruntime is missing.
+    """
     runtime = _require("onnxruntime")
     options = runtime.SessionOptions()
     options.log_severity_level = 4  # what fails is raised too
+    options.intra_op_num_threads = threads
     try:
-        session = runtime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-        outputs = session.run(None, {"image": images.numpy()})
+        if library is not None:
+            options.register_custom_ops_library(str(library))
     except Exception as error:  # its own exceptions have no other base
+        raise UserError(
+            f"ONNX Runtime cannot load the library {library}: {_first_line(error)}"
+        ) from error
+    try:
+        return runtime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    except Exception as error:
+        raise UserError(f"ONNX Runtime cannot load {path}: {_first_line(error)}") from error
+
+
+def _runtime_outputs(path: str | Path, images: Tensor, library: str | Path | None) -> list[Tensor]:
+    session = open_session(path, library)
+    try:
+        outputs = session.run(None, {"image": images.numpy()})
+    except Exception as error:
         raise UserError(
             f"ONNX Runtime fails on images of {_text(images.shape)}: {_first_line(error)}"
         ) from error
@@ -239,11 +281,11 @@ def _free_sizes(dynamic_size: bool) -> dict[int, str]:
     return {0: "batch", 2: "height", 3: "width"} if dynamic_size else {0: "batch"}
 
 
-def _inspect(path: str | Path) -> Graph:
+def _inspect(path: str | Path, domains: Set[str]) -> Graph:
     onnx = _require("onnx")
     onnx.checker.check_model(str(path), full_check=True)
     model = onnx.load(str(path))
-    foreign = {node.domain for node in model.graph.node} - {"", "ai.onnx"}
+    foreign = {node.domain for node in model.graph.node} - {"", "ai.onnx"} - domains
     if foreign:
         raise UserError(f"the graph has operators of {sorted(foreign)}, outside of the standard")
     opset = next(each.version for each in model.opset_import if each.domain in ("", "ai.onnx"))

@@ -11,8 +11,9 @@ from __future__ import annotations
 
 import importlib
 import inspect
-from collections.abc import Callable
-from contextlib import AbstractContextManager, suppress
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, suppress
+from contextvars import ContextVar
 from functools import cache
 from typing import Any
 
@@ -47,6 +48,8 @@ _set_strategy = _private("_C._dynamo.eval_frame.set_code_exec_strategy")
 _Strategy = _private("_C._dynamo.eval_frame._FrameExecStrategy")
 _Action = _private("_C._dynamo.eval_frame._FrameAction")
 _AutoDispatchBelowAutograd = _private("_C._AutoDispatchBelowAutograd")
+
+_keeps_operator: ContextVar[bool] = ContextVar("keeps_operator", default=False)
 
 
 def is_compiling() -> bool:
@@ -126,13 +129,24 @@ def _shows_batches() -> bool:
 def needs_decomposition() -> bool:
     """Whether the current context cannot use a custom operator.
 
-    True for torch.onnx.export; for torch.func's derivatives (grad, vjp, jvp and what is built on
-    them), which refuse the autograd formulas of custom operators; and for forward-mode
-    differentiation, which would silently treat their output as a constant.
+    True for torch.onnx.export, except in :func:`keeping_operator`; for torch.func's derivatives
+    (grad, vjp, jvp and what is built on them), which refuse the autograd formulas of custom
+    operators; and for forward-mode differentiation, which would silently treat their output as a
+    constant.
     """
     if is_exporting():
-        return torch.onnx.is_in_onnx_export()
+        return torch.onnx.is_in_onnx_export() and not _keeps_operator.get()
     return not is_compiling() and (is_forward_mode() is not False or _is_differentiated())
+
+
+@contextmanager
+def keeping_operator() -> Iterator[None]:
+    """Inside, torch.onnx.export records our own operator: the exporter has to know it."""
+    token = _keeps_operator.set(True)
+    try:
+        yield
+    finally:
+        _keeps_operator.reset(token)
 
 
 def _is_differentiated() -> bool:

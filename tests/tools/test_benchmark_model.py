@@ -57,6 +57,30 @@ def test_a_plain_classifier_beside_a_module_of_the_users(
     assert lines[-2].startswith("| peer:tiny |") and lines[-1].startswith("| rednet26_digits |")
 
 
+def test_the_exported_model_in_onnx_runtime(capsys: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("onnxruntime")
+    pytest.importorskip("onnx")
+    assert benchmark(CLASSIFIER, "--onnx", "--threads", "1") == 0
+    lines = capsys.readouterr().out.strip().splitlines()
+    assert "onnxruntime" in lines[0] and "plain, ONNX Runtime, batch 1" in lines[1]
+    assert lines[-1].startswith("| rednet26_digits |")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--onnx", "--train"], "--onnx times inference"),
+        (["--custom-operator", "lib.so"], "--custom-operator needs --onnx"),
+    ],
+)
+def test_options_that_do_not_fit_each_other(
+    arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit):
+        benchmark(CLASSIFIER, *arguments)
+    assert message in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

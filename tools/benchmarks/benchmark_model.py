@@ -8,12 +8,15 @@ Linux without one.
 
 With --plain, or a --peer, a step has no preprocessing or postprocessing: a classifier's scores of
 float images that are on the device, with --train cross entropy, backward and SGD with momentum.
+With --onnx, the models are exported, and ONNX Runtime gives the scores on the CPU.
 
     python tools/benchmarks/benchmark_model.py configs/rednet50_imagenet.py \
         --peer torchvision.models:resnet50 --batch-size 8 --threads 2
     python tools/benchmarks/benchmark_model.py configs/rednet50_imagenet.py \
         --peer torchvision.models:resnet50 --device cuda --batch-size 128 --train --amp \
         --channels-last
+    python tools/benchmarks/benchmark_model.py configs/rednet50_imagenet.py \
+        --peer torchvision.models:resnet50 --batch-size 8 --threads 2 --onnx
 """
 
 from __future__ import annotations
@@ -21,8 +24,10 @@ from __future__ import annotations
 import argparse
 import copy
 import sys
+import tempfile
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -51,6 +56,7 @@ from rednet.cli.command import run
 from rednet.cli.config import read_config
 from rednet.cli.model import build_model, image_channels, scope_of
 from rednet.cli.random_batch import random_batch
+from rednet.deploy.onnx import export_onnx, open_session, random_images
 from rednet.errors import UserError
 
 PLAIN_OPTIMIZER = dict(
@@ -76,6 +82,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         for name, step in steps.items()
     ]
     machine = describe_machine(args.device)
+    if args.onnx:
+        machine["onnxruntime"] = version("onnxruntime")
     print(f"{in_words(machine)}\n{_what(args)}\n\n{_table(rows, args)}")
     if args.out:
         write_results(args.out, machine, args, rows)
@@ -113,15 +121,34 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         help="height and width, or one number for both, of the images (224 224; for detectors 800 "
         "1280, for segmentors 1024 2048)",
     )
+    _add_onnx_options(parser)
     add_config_options(parser)
     add_arguments(parser, turns=10)
     args = parser.parse_args(arguments)
+    _check(parser, args)
+    args.plain |= bool(args.peer) or args.onnx
+    return args
+
+
+def _add_onnx_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--onnx", action="store_true", help="time ONNX Runtime, on the CPU")
+    parser.add_argument(
+        "--custom-operator",
+        metavar="LIBRARY",
+        help="with --onnx: involution is the operator of this library of build_onnx_operator.py",
+    )
+
+
+def _check(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
     if not args.configs and not args.peer:
         parser.error("expected a config or a --peer")
-    args.plain |= bool(args.peer)
-    if args.compile and not args.plain:
+    if args.compile and not (args.plain or args.peer):
         parser.error("--compile goes with --plain or a --peer")
-    return args
+    eager = not (args.train or args.amp or args.channels_last or args.compile)
+    if args.onnx and not (eager and args.device.type == "cpu"):
+        parser.error("--onnx times inference in float32, contiguous, on the CPU")
+    if args.custom_operator and not args.onnx:
+        parser.error("--custom-operator needs --onnx")
 
 
 # ---- the steps
@@ -174,6 +201,8 @@ def _plain_step(config: Config, args: argparse.Namespace) -> Action:
 
 def _step_of_classifier(model: nn.Module, args: argparse.Namespace, **options: Any) -> Action:
     """Scores of random images, or a training step on them."""
+    if args.onnx:
+        return _scores_of_onnx(model, args)
     layout = torch.channels_last if args.channels_last else torch.contiguous_format
     shape = (args.batch_size, image_channels(model), *image_size(args.shape))
     images = torch.randn(shape, device=args.device)
@@ -195,6 +224,17 @@ def _step_of_classifier(model: nn.Module, args: argparse.Namespace, **options: A
         optimizer.update_params(loss)
 
     return train
+
+
+def _scores_of_onnx(model: nn.Module, args: argparse.Namespace) -> Action:
+    channels, size = image_channels(model), image_size(args.shape)
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder, "model.onnx")
+        custom = args.custom_operator is not None
+        export_onnx(model, path, random_images((2, channels, *size)), custom_operator=custom)
+        session = open_session(path, args.custom_operator, args.threads or 0)
+    images = {"image": random_images((args.batch_size, channels, *size)).numpy()}
+    return lambda: session.run(None, images)
 
 
 def _placed(model: nn.Module, args: argparse.Namespace) -> nn.Module:
@@ -241,6 +281,8 @@ def _what(args: argparse.Namespace) -> str:
         "training step" if args.train else "inference",
         *(["plain"] if args.plain else []),
         *([f"compiled ({args.compile})"] if args.compile else []),
+        *(["ONNX Runtime"] if args.onnx else []),
+        *(["custom operator"] if args.custom_operator else []),
         f"batch {args.batch_size}",
         dtype.removeprefix("torch."),
         "channels_last" if args.channels_last else "contiguous",

@@ -37,6 +37,9 @@ TABLES = {
     "network-1": NETWORK,
     "network-8": (*NETWORK, "--batch-size", "8"),
     "network-800x1333": (*NETWORK, "--shape", "800", "1333"),
+    "onnx-1": ("benchmark_model.py", *NETWORKS, "--onnx"),
+    "onnx-8": ("benchmark_model.py", *NETWORKS, "--onnx", "--batch-size", "8"),
+    "onnx-800x1333": ("benchmark_model.py", *NETWORKS, "--onnx", "--shape", "800", "1333"),
     "network-8-training": (*NETWORK, "--batch-size", "8", "--train"),
 }
 
@@ -53,6 +56,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         command += ["--turns", str(args.turns), "--out", str(out)]
         if args.threads:
             command += ["--threads", str(args.threads)]
+        if args.custom_operator and "--onnx" in options:
+            command += ["--custom-operator", str(args.custom_operator.resolve())]
         print(f"== {name}", flush=True)
         done = subprocess.run(command, cwd=ROOT)
         if done.returncode:
@@ -76,6 +81,12 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         "--turns", type=positive, default=7, help="timed turns of each contender (%(default)s)"
     )
     parser.add_argument("--threads", type=positive, help="CPU threads; default: PyTorch's choice")
+    parser.add_argument(
+        "--custom-operator",
+        type=Path,
+        metavar="LIBRARY",
+        help="the library of build_onnx_operator.py for the tables of ONNX Runtime",
+    )
     return parser.parse_args(arguments)
 
 
