@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ctypes
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -10,8 +12,18 @@ from torch import Tensor
 
 from rednet import ops
 from rednet.ops import backends, involution2d
+from rednet.ops.backends import Problem
+from rednet.ops.cpu import loader
 from rednet.ops.generating import generating_involution2d
-from tests.ops.cases import GEOMETRIES, SIZE, channels_last, random_tensors
+from rednet.ops.geometry import Geometry
+from tests.ops.cases import (
+    BUILD_NAMES,
+    BUILDS,
+    GEOMETRIES,
+    SIZE,
+    channels_last,
+    random_tensors,
+)
 from tests.tolerances import RELATIVE_ERROR, assert_close
 
 
@@ -32,7 +44,8 @@ def test_both_ways_agree(name: str, has_bias: bool) -> None:
     kept = bias if has_bias else None
     weight = torch.nn.functional.conv2d(reduced, matrix[:, :, None, None], kept)
     expected = involution2d(input, weight.unflatten(1, (2, *geometry.kernel_size)), *geometry[1:])
-    for backend in ("shifted", "reference"):  # in two steps and in one
+    in_one_step = ("reference", *(["cpu"] if BUILDS else []))
+    for backend in ("shifted", *in_one_step):
         with ops.backend(backend):
             actual = generating_involution2d(input, reduced, matrix, kept, *geometry)
         assert_close(actual, expected)
@@ -57,11 +70,41 @@ def test_autocast_reaches_every_operand() -> None:
         assert generating_involution2d(*operands, *geometry).dtype == torch.bfloat16
 
 
-def test_only_a_forced_backend_generates_in_one_step() -> None:
-    assert not backends.is_generating()
-    for name, expected in (("reference", True), ("shifted", False)):
+def test_some_backends_generate_in_one_step() -> None:
+    for name, expected in (("reference", True), ("cpu", True), ("shifted", False)):
         with ops.backend(name):
             assert backends.is_generating() == expected
+
+
+@pytest.mark.parametrize("build", BUILDS, ids=BUILD_NAMES)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+# Rows of more pixels than a tile has, several rows in a tile, rows of less than a vector.
+@pytest.mark.parametrize("size", [(3, 150), (17, 13), (9, 2)])
+def test_every_instruction_set_is_right(
+    build: Path, dtype: torch.dtype, size: tuple[int, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    input, reduced = torch.randn(2, 32, *size), torch.randn(2, 3, *size)
+    operands = [each.to(dtype) for each in (input, reduced, torch.randn(98, 3), torch.randn(98))]
+    with ops.backend("reference"):
+        expected = generating_involution2d(*(each.double() for each in operands), 7, padding=3)
+    compiled = ctypes.CDLL(str(build))
+    monkeypatch.setattr(loader, "load", lambda: compiled)
+    input, reduced, *rest = operands
+    for arranged in (input, channels_last(input)):
+        actual = generating_involution2d(arranged, channels_last(reduced), *rest, 7, padding=3)
+        assert_close(actual, expected)
+
+
+@pytest.mark.skipif(not BUILDS, reason="rednet was installed without a C++ compiler")
+def test_compiled_kernels_generate_where_they_can() -> None:
+    geometry = Geometry((3, 3), (1, 1), (1, 1), (1, 1))
+    problem = Problem(
+        *("generate", torch.device("cpu"), torch.float32, 1, 16, 1, (4, 4), (4, 4), geometry)
+    )
+    assert backends.select_generating(problem) is not None
+    assert backends.select_generating(problem._replace(dtype=torch.bfloat16)) is None
+    small = problem._replace(image=(3, 5), output=(3, 5))
+    assert backends.select_generating(small) is None
 
 
 @pytest.mark.parametrize(

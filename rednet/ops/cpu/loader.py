@@ -49,14 +49,38 @@ class Problem(ctypes.Structure):
     ]
 
     @classmethod
-    def describe(cls, image: Tensor, weight: Tensor, pixels: Tensor, geometry: Geometry) -> Problem:
-        """Describes tensors of (N, C, H, W), (N, G, Kh, Kw, Ho, Wo) and (N, C, Ho, Wo)."""
+    def describe(
+        cls,
+        image: Tensor,
+        weight: Tensor | None,
+        pixels: Tensor,
+        geometry: Geometry,
+        groups: int = 0,
+    ) -> Problem:
+        """Describes tensors of (N, C, H, W), (N, G, Kh, Kw, Ho, Wo) and (N, C, Ho, Wo).
+
+        ``groups`` is G where there is no weight.
+        """
         vertical, horizontal = (
             _Side(image.shape[2 + i], pixels.shape[2 + i], *(pair[i] for pair in geometry))
             for i in range(2)
         )
-        tensors = (_Tensor(each.data_ptr(), each.stride()) for each in (image, weight, pixels))
-        return cls(*image.shape[:2], weight.shape[1], vertical, horizontal, *tensors)
+        tensors = (
+            _Tensor() if each is None else _Tensor(each.data_ptr(), each.stride())
+            for each in (image, weight, pixels)
+        )
+        groups = groups if weight is None else weight.shape[1]
+        return cls(*image.shape[:2], groups, vertical, horizontal, *tensors)
+
+
+class Generation(ctypes.Structure):
+    """The argument of the kernel that generates weights; src/generate.h has the same structure."""
+
+    _fields_ = [
+        ("problem", Problem),
+        *((name, ctypes.c_void_p) for name in ("reduced", "matrix", "bias")),
+        ("reduced_channels", ctypes.c_int64),
+    ]
 
 
 class _Matrix(ctypes.Structure):

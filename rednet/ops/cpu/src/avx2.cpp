@@ -1,4 +1,5 @@
 // For processors with AVX2 and FMA.
 #include "finish.h"
+#include "generate.h"
 #include "involution.h"
 #include "mixing.h"

@@ -1,4 +1,5 @@
 // For processors with AVX-512 (F, BW, DQ and VL).
 #include "finish.h"
+#include "generate.h"
 #include "involution.h"
 #include "mixing.h"

@@ -1,4 +1,5 @@
 // For any processor of the architecture: SSE2 on x86-64, NEON on arm64.
 #include "finish.h"
+#include "generate.h"
 #include "involution.h"
 #include "mixing.h"

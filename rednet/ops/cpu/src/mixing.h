@@ -41,16 +41,6 @@ constexpr int kBlockColumns = 4;
 constexpr int kBlockColumns = 2;
 #endif
 
-template <int number>
-using Constant = std::integral_constant<int, number>;
-
-// Calls body(size, first) for blocks that cover `count`: as many as fit of the largest size, then of half of that ...
-template <int Size, typename Body>
-inline void in_blocks(int64_t count, const Body& body, int64_t first = 0) {
-  for (; first + Size <= count; first += Size) body(Constant<Size>(), first);
-  if constexpr (Size > 1) in_blocks<Size / 2>(count, body, first);
-}
-
 // A number or a vector of them.
 template <typename Pack, typename Number>
 inline Pack read_pack(const Number* from) {
