@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from torch import Tensor
 
 from rednet.ops.dtypes import SUPPORTED_DTYPES
 from rednet.ops.geometry import Geometry
+
+Shape = Sequence[int]
 
 
 def check_tensors(input: Tensor, weight: Tensor) -> None:
@@ -27,8 +31,12 @@ def check_tensors(input: Tensor, weight: Tensor) -> None:
         raise ValueError(
             f"input and weight must be on one device, got {input.device} and {weight.device}"
         )
-    batch, channels, *_ = input.shape
-    kernels, groups, rows, columns, *_ = weight.shape
+    _check_shapes(input.shape, weight.shape)
+
+
+def _check_shapes(input: Shape, weight: Shape) -> None:
+    batch, channels, *_ = input
+    kernels, groups, rows, columns, *_ = weight
     if batch != kernels:
         raise ValueError(
             f"input and weight must have the same batch size, got {batch} and {kernels}"
@@ -39,7 +47,7 @@ def check_tensors(input: Tensor, weight: Tensor) -> None:
             f"got {channels} channels and {groups} groups"
         )
     if rows == 0 or columns == 0:
-        raise ValueError(f"weight must hold a kernel of at least 1 x 1, got {tuple(weight.shape)}")
+        raise ValueError(f"weight must hold a kernel of at least 1 x 1, got {tuple(weight)}")
 
 
 def check_output_size(input: Tensor, weight: Tensor, geometry: Geometry) -> None:
@@ -48,7 +56,10 @@ def check_output_size(input: Tensor, weight: Tensor, geometry: Geometry) -> None
     Raises:
         ValueError: If a kernel is missing, or there is no output pixel.
     """
-    size, kernels = input.shape[2:], weight.shape[4:]
+    _check_output_size(input.shape[2:], weight.shape[4:], geometry)
+
+
+def _check_output_size(size: Shape, kernels: Shape, geometry: Geometry) -> None:
     height, width = geometry.output_size(*size)
     if height < 1 or width < 1:
         raise ValueError(
@@ -85,12 +96,14 @@ def check_generator(
             f"matrix and bias must have a multiple of {taps} rows, got {tuple(matrix.shape)} and "
             f"{None if bias is None else tuple(bias.shape)}"
         )
-    for tensor in (matrix, bias):
+    if input.dim() != 4:
+        raise ValueError(f"input must have shape (N, C, H, W), got {tuple(input.shape)}")
+    for tensor in (input, matrix, bias):
         if tensor is not None and tensor.device != reduced.device:
             raise ValueError(f"all must be on {reduced.device}, got {tensor.device}")
-    weight = reduced[:, :1, None, None, None].expand(-1, -1, groups, *geometry.kernel_size, -1, -1)
-    check_tensors(input, weight.squeeze(1))
-    check_output_size(input, weight.squeeze(1), geometry)
+    batch, _, *size = reduced.shape
+    _check_shapes(input.shape, (batch, groups, *geometry.kernel_size, *size))
+    _check_output_size(input.shape[2:], size, geometry)
     return groups
 
 

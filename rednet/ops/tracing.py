@@ -42,6 +42,7 @@ _DERIVATIVES = (
 )
 _dispatch_modes = _private("_C._len_torch_dispatch_stack")
 _dispatch_keys = _private("_C._dispatch_keys")
+_profiler_enabled = _private("autograd._profiler_enabled")
 _has_any_global_hook = _private("nn.modules.module._has_any_global_hook")
 # Not in torch 2.1.
 _set_strategy = _private("_C._dynamo.eval_frame.set_code_exec_strategy")
@@ -82,6 +83,11 @@ def is_transformed() -> bool:
 def is_dispatched() -> bool:
     """Whether Python may see every operator that runs: to count FLOPs, for fake tensors ..."""
     return _dispatch_modes is None or _dispatch_modes() > 0
+
+
+def is_profiled() -> bool:
+    """Whether a profiler lists the operators that run."""
+    return _profiler_enabled is None or _profiler_enabled()
 
 
 def is_recorded() -> bool:

@@ -43,7 +43,7 @@ def generate(
 ) -> None:
     """Sums the weighted pixels of each window, with the weight of a few pixels at a time."""
     groups = len(matrix) // (geometry.kernel_size[0] * geometry.kernel_size[1])
-    problem = loader.Problem.describe(input, None, output, geometry, groups)
+    problem = loader.describe_problem(input, None, output, geometry, groups)
     # A pixel's reduced channels lie apart, pixels side by side: they are the lanes of vectors.
     reduced, matrix = reduced.contiguous(), matrix.contiguous()
     bias = None if bias is None else bias.contiguous()
@@ -58,7 +58,7 @@ def generate(
 
 
 def _call(name: str, image: Tensor, weight: Tensor, pixels: Tensor, geometry: Geometry) -> None:
-    loader.call(name, image.dtype, loader.Problem.describe(image, weight, pixels, geometry))
+    loader.call(name, image.dtype, loader.describe_problem(image, weight, pixels, geometry))
 
 
 def _unsupported_reason(problem: Problem) -> str | None:

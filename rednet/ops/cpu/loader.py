@@ -23,54 +23,31 @@ _BUILDS = {"AVX512": ("avx512", "avx2", "baseline"), "AVX2": ("avx2", "baseline"
 _FOLDER = Path(__file__).parent
 
 
-class _Side(ctypes.Structure):
-    _fields_ = [
-        (name, ctypes.c_int64)
-        for name in ("input", "output", "kernel", "stride", "padding", "dilation")
-    ]
+# The argument of involution's kernels, which src/involution.h has as nested structures, slow to
+# build in ctypes: batch, channels and groups, two sides of six numbers, and three tensors of an
+# address and six strides.
+Problem = ctypes.c_int64 * (3 + 2 * 6 + 3 * 7)
 
 
-class _Tensor(ctypes.Structure):
-    _fields_ = [("data", ctypes.c_void_p), ("strides", ctypes.c_int64 * 6)]
+def describe_problem(
+    image: Tensor, weight: Tensor | None, pixels: Tensor, geometry: Geometry, groups: int = 0
+) -> ctypes.Array[ctypes.c_int64]:
+    """Describes tensors of (N, C, H, W), (N, G, Kh, Kw, Ho, Wo) and (N, C, Ho, Wo).
 
-
-class Problem(ctypes.Structure):
-    """The argument of involution's kernels; src/involution.h has the same structure."""
-
-    _fields_ = [
-        ("batch", ctypes.c_int64),
-        ("channels", ctypes.c_int64),
-        ("groups", ctypes.c_int64),
-        ("vertical", _Side),
-        ("horizontal", _Side),
-        ("image", _Tensor),
-        ("weight", _Tensor),
-        ("pixels", _Tensor),
-    ]
-
-    @classmethod
-    def describe(
-        cls,
-        image: Tensor,
-        weight: Tensor | None,
-        pixels: Tensor,
-        geometry: Geometry,
-        groups: int = 0,
-    ) -> Problem:
-        """Describes tensors of (N, C, H, W), (N, G, Kh, Kw, Ho, Wo) and (N, C, Ho, Wo).
-
-        ``groups`` is G where there is no weight.
-        """
-        vertical, horizontal = (
-            _Side(image.shape[2 + i], pixels.shape[2 + i], *(pair[i] for pair in geometry))
-            for i in range(2)
-        )
-        tensors = (
-            _Tensor() if each is None else _Tensor(each.data_ptr(), each.stride())
-            for each in (image, weight, pixels)
-        )
-        groups = groups if weight is None else weight.shape[1]
-        return cls(*image.shape[:2], groups, vertical, horizontal, *tensors)
+    ``groups`` is G where there is no weight.
+    """
+    batch, channels, height, width = image.shape
+    rows, columns = pixels.shape[2:]
+    vertical, horizontal = zip(*geometry, strict=True)
+    held = (0,) * 7 if weight is None else (weight.data_ptr(), *weight.stride())
+    return Problem(
+        *(batch, channels, groups if weight is None else weight.shape[1]),
+        *(height, rows, *vertical),
+        *(width, columns, *horizontal),
+        *(image.data_ptr(), *image.stride(), 0, 0),
+        *held,
+        *(pixels.data_ptr(), *pixels.stride(), 0, 0),
+    )
 
 
 class Generation(ctypes.Structure):
@@ -137,7 +114,9 @@ class Finishing(ctypes.Structure):
     ]
 
 
-def call(name: str, dtype: torch.dtype, argument: ctypes.Structure) -> None:
+def call(
+    name: str, dtype: torch.dtype, argument: ctypes.Structure | ctypes.Array[ctypes.c_int64]
+) -> None:
     """Runs the loaded library's kernel of that name for numbers of that type."""
     kernel = getattr(load(), f"rednet_{name}_{str(dtype).removeprefix('torch.')}")
     if kernel(ctypes.byref(argument), torch.get_num_threads()) != 0:
