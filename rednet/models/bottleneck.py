@@ -108,7 +108,7 @@ class Bottleneck(BaseModule):
         norm1, norm2 = getattr(self, self.norm1_name), getattr(self, self.norm2_name)
         output = finish(self.conv1, input, norm1, self.relu)
         output = finish(self.conv2, output, norm2, self.relu, makers=(Involution2d,))
-        shortcut = input if self.downsample is None else self.downsample(input)
+        shortcut = input if self.downsample is None else _infer_shortcut(self.downsample, input)
         if is_unmodified(self.drop_path, nn.Identity):
             return finish(self.conv3, output, self.norm3, self.relu, shortcut)
         return self.relu(self.drop_path(self.norm3(self.conv3(output))) + shortcut)
@@ -125,6 +125,15 @@ class Bottleneck(BaseModule):
         return is_unmodified(self.norm3, nn.BatchNorm2d) and is_unmodified(
             self.drop_path, nn.Identity
         )
+
+
+def _infer_shortcut(downsample: nn.Sequential, input: Tensor) -> Tensor:
+    if not is_unmodified(downsample, nn.Sequential):
+        return downsample(input)
+    *pooling, convolution, norm = downsample
+    for module in pooling:
+        input = module(input)
+    return finish(convolution, input, norm, None)
 
 
 def _shortcut(
