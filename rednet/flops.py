@@ -1,6 +1,7 @@
 """Parameters and FLOPs of a model, including the involution operator.
 
-mmengine's ``FlopAnalyzer`` traces the model. One multiply-add is one FLOP. Two totals are given:
+A ``TorchDispatchMode`` sees the operators that the model calls. One multiply-add is one FLOP. Two
+totals are given:
 
 - ``macs``: the multiply-adds of convolutions, involutions and matrix products.
 - ``published``: what RedNet's published figures count: also one FLOP for each element that a bias
@@ -12,15 +13,16 @@ with a 7 x 7 involution, although the published classifiers have 3 x 3 there.
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Callable, Mapping
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from math import prod
 from typing import Any
 
 import torch
-from mmengine.analysis import FlopAnalyzer
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
 from rednet.layers.base import registered_layers
@@ -66,10 +68,11 @@ def count_flops(model: nn.Module, inputs: Tensor) -> dict[str, Cost]:
         The cost of every module by its dotted name, in the model's order. The model itself has the
         name ``''``.
     """
-    analyzer = FlopAnalyzer(model.eval(), inputs).clear_op_handles().set_op_handle(**_COUNTERS)
-    analyzer.unsupported_ops_warnings(False).uncalled_modules_warnings(False)
-    with torch.no_grad():
-        flops = analyzer.by_module_and_operator()
+    names: list[str] = []
+    counter = _OperatorCounter(names)
+    with torch.no_grad(), _naming_the_called_module(model.eval(), names), counter:
+        model(inputs)
+    flops = _with_children(counter.flops)
     return {
         name: Cost(
             parameters=sum(each.numel() for each in module.parameters()),
@@ -97,62 +100,104 @@ def _count_for_thop(layer: Any, inputs: tuple[Tensor, ...], output: Tensor) -> N
     layer.total_ops += counter.get_total_flops() // 2  # two operations make a multiply-add
 
 
-# ---- what each operator costs, by its inputs and outputs in the traced graph
+# ---- which module calls which operators
 
 
-def _shape(value: Any) -> list[int]:
-    return value.type().sizes()
+class _OperatorCounter(TorchDispatchMode):
+    """Counts the FLOPs of the operators for the module whose name is the last of ``names``."""
+
+    def __init__(self, names: list[str]) -> None:
+        super().__init__()
+        self.flops: dict[str, Counter[str]] = defaultdict(Counter)
+        self._names = names
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        output = func(*args, **(kwargs or {}))
+        count = _COUNTERS.get(func._schema.name)
+        if count is not None:
+            self.flops[self._names[-1]].update(count(args, output))
+        return output
 
 
-def _bias(inputs: list[Any], outputs: list[Any]) -> int:
-    return 0 if inputs[2].type().kind() == "NoneType" else prod(_shape(outputs[0]))
+@contextmanager
+def _naming_the_called_module(model: nn.Module, names: list[str]) -> Iterator[None]:
+    """Keeps in ``names`` the dotted names of the modules that are being called, outermost first."""
+
+    def enter(name: str) -> Callable[..., None]:
+        return lambda *_: names.append(name)
+
+    def leave(*_: Any) -> None:
+        names.pop()
+
+    handles = []
+    for name, module in model.named_modules():
+        handles.append(module.register_forward_pre_hook(enter(name), prepend=True))
+        handles.append(module.register_forward_hook(leave, always_call=True))
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
 
 
-def _convolution(inputs: list[Any], outputs: list[Any]) -> Counter:
-    weight, transposed = inputs[1], inputs[6].toIValue()
-    positions = _shape(inputs[0]) if transposed else _shape(outputs[0])
-    macs = prod(positions) * prod(_shape(weight)[1:])
-    return Counter({"convolution": macs, "bias": _bias(inputs, outputs)})
+def _with_children(flops: Mapping[str, Counter[str]]) -> dict[str, Counter[str]]:
+    """Adds what each module computes itself to the modules that hold it, by their names."""
+    total: dict[str, Counter[str]] = defaultdict(Counter)
+    for name, counts in flops.items():
+        parts = name.split(".") if name else []
+        for depth in range(len(parts) + 1):
+            total[".".join(parts[:depth])].update(counts)
+    return total
 
 
-def _involution(inputs: list[Any], outputs: list[Any]) -> Counter:
-    weight = _shape(inputs[1])
-    return Counter(
-        {"involution": involution_multiply_adds(_shape(inputs[0]), weight[2:4], weight[4:])}
-    )
+# ---- what each operator costs, by its arguments and its output
 
 
-def _linear(inputs: list[Any], outputs: list[Any]) -> Counter:
-    macs = prod(_shape(outputs[0])) * _shape(inputs[0])[-1]
-    return Counter({"matrix product": macs, "bias": _bias(inputs, outputs)})
+def _convolution(args: tuple[Any, ...], output: Tensor) -> dict[str, int]:
+    image, weight, bias, transposed = args[0], args[1], args[2], args[6]
+    positions = image if transposed else output
+    return {
+        "convolution": positions.numel() * prod(weight.shape[1:]),
+        "bias": 0 if bias is None else output.numel(),
+    }
 
 
-def _addmm(inputs: list[Any], outputs: list[Any]) -> Counter:
-    elements = prod(_shape(outputs[0]))
-    return Counter({"matrix product": elements * _shape(inputs[1])[-1], "bias": elements})
+def _involution(args: tuple[Any, ...], output: Tensor) -> dict[str, int]:
+    image, weight = args[:2]
+    macs = involution_multiply_adds(image.shape, weight.shape[2:4], weight.shape[4:])
+    return {"involution": macs}
 
 
-def _matmul(inputs: list[Any], outputs: list[Any]) -> Counter:
-    return Counter({"matrix product": prod(_shape(outputs[0])) * _shape(inputs[0])[-1]})
+def _matrix_product(args: tuple[Any, ...], output: Tensor) -> dict[str, int]:
+    return {"matrix product": output.numel() * args[0].shape[-1]}
 
 
-def _batch_norm(inputs: list[Any], outputs: list[Any]) -> Counter:
-    return Counter({"batch norm": 2 * prod(_shape(outputs[0]))})
+def _biased_product(args: tuple[Any, ...], output: Tensor) -> dict[str, int]:
+    return {"bias": output.numel(), **_matrix_product(args[1:], output)}
 
 
-def _relu(inputs: list[Any], outputs: list[Any]) -> Counter:
-    return Counter({"ReLU": prod(_shape(outputs[0]))})
+def _batch_norm(args: tuple[Any, ...], outputs: tuple[Tensor, ...]) -> dict[str, int]:
+    return {"batch norm": 2 * args[0].numel()}
 
 
-_COUNTERS = {
-    "aten::_convolution": _convolution,
+def _relu(args: tuple[Any, ...], output: Tensor) -> dict[str, int]:
+    return {"ReLU": output.numel()}
+
+
+_COUNTERS: dict[str, Callable[[tuple[Any, ...], Any], dict[str, int]]] = {
+    "aten::convolution": _convolution,
     "rednet::involution2d": _involution,
-    "aten::linear": _linear,
-    "aten::addmm": _addmm,
-    "aten::matmul": _matmul,
-    "aten::mm": _matmul,
-    "aten::bmm": _matmul,
-    "aten::batch_norm": _batch_norm,
+    "aten::mm": _matrix_product,
+    "aten::bmm": _matrix_product,
+    "aten::mv": _matrix_product,
+    "aten::addmm": _biased_product,
+    "aten::addmv": _biased_product,
+    "aten::baddbmm": _biased_product,
+    "aten::native_batch_norm": _batch_norm,
+    "aten::_native_batch_norm_legit_no_training": _batch_norm,
+    "aten::cudnn_batch_norm": _batch_norm,
     "aten::relu": _relu,
     "aten::relu_": _relu,
 }

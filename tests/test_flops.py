@@ -120,6 +120,7 @@ def test_thop_counts_what_a_layer_computes(name: str) -> None:
         module.total_ops += 1
 
     model, image = nn.Sequential(build(name, 16, 16, 3)).eval(), torch.zeros(2, 16, 12, 12)
+    expected = count_flops(model, image)[""].macs
     for module in model.modules():  # as thop does
         module.register_buffer("total_ops", torch.zeros(1, dtype=torch.float64))
         if type(module) is nn.Conv2d:
@@ -128,4 +129,4 @@ def test_thop_counts_what_a_layer_computes(name: str) -> None:
             module.register_forward_hook(thop_ops()[type(module)])
     model(image)
     counted = sum(module.total_ops.item() for module in model.modules())
-    assert counted == count_flops(model, image)[""].macs
+    assert counted == expected
