@@ -98,25 +98,27 @@ def noted(name: str, called: set[str]) -> Callable[..., Any]:
 # ---- models
 
 
-def build(name: str) -> nn.Module:
+def build(name: str, most_boxes: int = 100) -> nn.Module:
     """A stock model with random weights that predicts boxes of any score; nothing is downloaded."""
     config = Config.fromfile(CONFIGS / f"{name}.py")
     if "backbone" in config.model:
         config.model.backbone.pop("init_cfg", None)
-    accept_all_scores(config.model.get("test_cfg"))
+    accept_all_scores(config.model.get("test_cfg"), most_boxes)
     torch.manual_seed(0)
     model = build_model(config)
     model.init_weights()
     return model
 
 
-def accept_all_scores(config: Any) -> None:
-    """Sets every threshold of scores below a config to zero."""
+def accept_all_scores(config: Any, most_boxes: int) -> None:
+    """Sets every threshold of scores below a config to zero, and the limits of boxes."""
     for key, value in (config or {}).items():
         if key in ("score_thr", "filter_thr"):
             config[key] = 0.0
+        elif key == "max_per_img":
+            config[key] = min(value, most_boxes)
         elif isinstance(value, dict):
-            accept_all_scores(value)
+            accept_all_scores(value, most_boxes)
 
 
 def results(model: Any, images: int, side: int) -> dict[str, Tensor]:
