@@ -4,11 +4,14 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 import torch
 from mmengine.config import Config
 from mmengine.registry import MODELS
 
+from rednet.cli.command import run
 from tests.layers.cases import randomized
+from tools.model_converters import switch_to_deploy
 
 ROOT = Path(__file__).resolve().parents[2]
 CONFIG = """
@@ -52,15 +55,19 @@ def test_the_files_give_the_trained_models_outputs(tmp_path: Path) -> None:
     torch.testing.assert_close(fused(image)[0], trained(image)[0], rtol=1e-3, atol=1e-3)
 
 
-def test_a_checkpoint_of_another_model_is_refused(tmp_path: Path) -> None:
+def test_a_checkpoint_of_another_model_is_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     source = tmp_path / "config.py"
     source.write_text(CONFIG.format(layer="ConvAWS2d"))
     torch.save({"state_dict": {"weight": torch.ones(1)}}, tmp_path / "other.pth")
-    done = _call(source, tmp_path / "other.pth", tmp_path / "fused")
-    assert done.returncode == 2 and "Traceback" not in done.stderr
-    assert "other.pth does not fit the config" in done.stderr
+    for prefix, message in (
+        ("fused", "other.pth does not fit the config"),
+        ("config", "config.py would replace a file that is read"),
+        ("other.pth/fused", "other.pth is a file, not a directory"),
+    ):
+        arguments = [source, tmp_path / "other.pth", tmp_path / prefix]
+        assert run(switch_to_deploy.main, [str(each) for each in arguments]) == 2
+        [line] = capsys.readouterr().err.splitlines()
+        assert message in line
     assert not (tmp_path / "fused.pth").exists()
-    done = _call(source, tmp_path / "other.pth", tmp_path / "config")
-    assert done.returncode == 2 and "config.py would replace a file that is read" in done.stderr
-    done = _call(source, tmp_path / "other.pth", tmp_path / "other.pth" / "fused")
-    assert done.returncode == 2 and "other.pth is a file, not a directory" in done.stderr
