@@ -66,7 +66,8 @@ def generating_involution2d(
         if tensor is not None:
             check_dtypes(input, tensor, name)
     generate = select_generating(_problem(input, reduced, groups, geometry))
-    if generate is None:
+    # An operand without numbers is left to the operator, as no backend is asked about it.
+    if generate is None or 0 in (input.numel(), reduced.numel()):
         return _in_two_steps(input, reduced, matrix, bias, groups, geometry)
     output = allocate(input, input.shape[1], (reduced.shape[2], reduced.shape[3]))
     generate(input, reduced, matrix, bias, output, geometry)

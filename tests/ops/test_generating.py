@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import mmap
 from pathlib import Path
 from typing import Any
 
@@ -93,6 +94,40 @@ def test_every_instruction_set_is_right(
     for arranged in (input, channels_last(input)):
         actual = generating_involution2d(arranged, channels_last(reduced), *rest, 7, padding=3)
         assert_close(actual, expected)
+
+
+def _before_a_locked_page(numbers: Tensor) -> Tensor:
+    """The numbers in memory whose neighbor in front may not be read."""
+    memory = mmap.mmap(-1, 2 * mmap.PAGESIZE)
+    guarded = torch.frombuffer(
+        memory, dtype=numbers.dtype, count=numbers.numel(), offset=mmap.PAGESIZE
+    )
+    page = ctypes.c_void_p(guarded.data_ptr() - mmap.PAGESIZE)
+    assert ctypes.CDLL(None).mprotect(page, mmap.PAGESIZE, 0) == 0
+    return guarded.view(numbers.shape).copy_(numbers)
+
+
+@pytest.mark.parametrize("build", BUILDS, ids=BUILD_NAMES)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+def test_nothing_is_read_in_front_of_a_map(
+    build: Path, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    compiled = ctypes.CDLL(str(build))
+    monkeypatch.setattr(loader, "load", lambda: compiled)
+    matrix = torch.randn(9, 1, dtype=dtype)
+    for side in (17, 33, 37, 47):  # a few pixels more or less than some vectors
+        input, reduced = (torch.randn(1, channels, 1, side, dtype=dtype) for channels in (4, 1))
+        operands = input, reduced, matrix, None, 3, 1, 1
+        with ops.backend("reference"):
+            expected = generating_involution2d(*operands)
+        actual = generating_involution2d(input, _before_a_locked_page(reduced), *operands[2:])
+        assert_close(actual, expected)
+
+
+def test_operands_without_numbers() -> None:
+    input, reduced, matrix, bias = _generator(GEOMETRIES["3 x 3"])
+    output = generating_involution2d(input[:0], reduced[:0], matrix, bias, 3, padding=1)
+    assert output.shape == (0, *input.shape[1:])
 
 
 @pytest.mark.skipif(not BUILDS, reason="rednet was installed without a C++ compiler")

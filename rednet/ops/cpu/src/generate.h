@@ -102,12 +102,14 @@ class Generate : PaddedImage<Number> {
                          task.n * generation_.reduced_channels * map + begin;
     in_blocks<kTapsTogether>(problem_.taps(), [&](auto taps, int64_t tap) {
       const int64_t row = rows + tap;
-      in_blocks<kVectorsTogether>(ceil_div(span, lanes), [&](auto vectors, int64_t vector) {
-        const int64_t x = smaller(vector * lanes, span - vectors * lanes);
+      const auto make = [&](auto vectors, int64_t x) {
         multiply<taps(), vectors()>(matrix + row * generation_.reduced_channels,
                                     bias ? bias + row : nullptr, reduced + x, map,
                                     to + tap * tile_step() + x);
-      });
+      };
+      in_blocks<kVectorsTogether>(
+          span / lanes, [&](auto vectors, int64_t vector) { make(vectors, vector * lanes); });
+      if (span % lanes) make(Constant<1>(), span - lanes);
     });
     return to + (first - begin);
   }
