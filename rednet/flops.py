@@ -114,7 +114,12 @@ class _OperatorCounter(TorchDispatchMode):
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> Any:
-        output = func(*args, **(kwargs or {}))
+        kwargs = kwargs or {}
+        with self:  # In inference mode, operators made of others arrive as they are called.
+            output = func.decompose(*args, **kwargs)
+        if output is not NotImplemented:
+            return output
+        output = func(*args, **kwargs)
         count = _COUNTERS.get(func._schema.name)
         if count is not None:
             self.flops[self._names[-1]].update(count(args, output))

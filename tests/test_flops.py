@@ -76,6 +76,8 @@ def test_what_each_operator_costs() -> None:
     }
     assert cost.macs == cost.flops["convolution"] + cost.flops["matrix product"]
     assert cost.published == sum(cost.flops.values())
+    with torch.inference_mode():
+        assert count_flops(model, torch.zeros(2, 4, 8, 8))[""] == cost
 
 
 def test_the_involution_is_counted() -> None:
