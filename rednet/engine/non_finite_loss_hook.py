@@ -52,7 +52,7 @@ class NonFiniteLossHook(Hook):
         self.action = action
         self.skipped = 0
         self._batch: Any = None
-        self._finite: Tensor
+        self._finite: Tensor | None = None  # in an update only
 
     def before_train(self, runner: Runner) -> None:
         """Lets the optimizer's wrapper check each loss."""
@@ -62,14 +62,16 @@ class NonFiniteLossHook(Hook):
         update, step = wrapper.update_params, wrapper.step
 
         def update_and_check(loss: Tensor, *args: Any, **kwargs: Any) -> None:
-            self._finite = _finite_everywhere(loss)
+            finite = self._finite = _finite_everywhere(loss)
             update(loss, *args, **kwargs)
-            if not self._finite.item():
+            self._finite = None
+            if not finite.item():
                 wrapper.zero_grad()
                 self._handle(runner, loss)
 
         def step_if_finite(*args: Any, **kwargs: Any) -> None:
-            if self._finite.item():
+            # A model that steps by itself, without an update, is not checked.
+            if self._finite is None or self._finite.item():
                 step(*args, **kwargs)
 
         wrapper.update_params, wrapper.step = update_and_check, step_if_finite

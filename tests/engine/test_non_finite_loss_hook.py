@@ -106,3 +106,14 @@ def test_accumulated_gradients_are_dropped() -> None:
 def test_an_unknown_action() -> None:
     with pytest.raises(ArgumentError, match=r"action must be one of .*, got 'wait'"):
         NonFiniteLossHook(action="wait")
+
+
+def test_a_model_that_steps_by_itself() -> None:
+    hook = NonFiniteLossHook(action="skip")
+    runner = runner_of(hook)
+    for inputs in (BAD, torch.ones(1, 2)):
+        step(hook, runner, inputs)
+        before = weights(runner)
+        runner.optim_wrapper.backward(runner.model(torch.ones(1, 2))["loss"])
+        runner.optim_wrapper.step()
+        assert not torch.equal(weights(runner), before)
