@@ -16,6 +16,7 @@ from rednet.layers.finishing import finish_module, may_finish
 from rednet.layers.gradient_strides import keep_gradient_strides
 from rednet.ops import involution2d
 from rednet.ops.backends import is_generating
+from rednet.ops.checks import is_plain
 from rednet.ops.generating import generating_involution2d
 from rednet.ops.geometry import IntOrPair
 from rednet.ops.tracing import is_recorded
@@ -145,7 +146,7 @@ class Involution2d(ConvLayer):
         reduced = self._reduce(self.window_centers(input))
         padded, padding = self.pad(input)
         window = (self.stride, padding, self.dilation)
-        if self._generates_where_it_applies(reduced):
+        if self._generates_where_it_applies(padded, reduced):
             matrix, bias = self.conv2.conv.weight.flatten(1), self.conv2.conv.bias
             return generating_involution2d(padded, reduced, matrix, bias, self.kernel_size, *window)
         kernels = self.conv2(reduced)
@@ -156,17 +157,21 @@ class Involution2d(ConvLayer):
     def _reduce(self, centers: Tensor) -> Tensor:
         return finish_module(self.conv1, centers) if may_finish(centers) else self.conv1(centers)
 
-    def _generates_where_it_applies(self, reduced: Tensor) -> bool:
+    def _generates_where_it_applies(self, padded: Tensor, reduced: Tensor) -> bool:
         """Whether conv2 and the operator may be one: nothing asks for what lies between them."""
+        conv2 = self.conv2
         return (
             not torch.is_grad_enabled()
             and not is_recorded()
             and is_generating()
-            and is_unmodified(self.conv2, ConvModule)
-            and is_unmodified(self.conv2.conv, nn.Conv2d)
+            and is_unmodified(conv2, ConvModule)
+            and not (conv2.with_norm or conv2.with_activation)
+            and is_unmodified(conv2.conv, nn.Conv2d)
+            and conv2.conv.weight.shape[1:] == (reduced.shape[1], 1, 1)
             # Not a subclass, which may stand for other numbers (quantized, distributed).
-            and type(reduced) is Tensor
-            and type(self.conv2.conv.weight) in (Tensor, nn.Parameter)
+            and is_plain(padded)
+            and is_plain(reduced)
+            and type(conv2.conv.weight) in (Tensor, nn.Parameter)
         )
 
 

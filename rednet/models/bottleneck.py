@@ -128,7 +128,7 @@ class Bottleneck(BaseModule):
 
 
 def _infer_shortcut(downsample: nn.Sequential, input: Tensor) -> Tensor:
-    if not is_unmodified(downsample, nn.Sequential):
+    if not is_unmodified(downsample, nn.Sequential) or len(downsample) < 2:
         return downsample(input)
     *pooling, convolution, norm = downsample
     for module in pooling:

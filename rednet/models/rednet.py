@@ -290,7 +290,7 @@ def _stem(
 
 
 def _stem_output(stem: nn.Sequential, image: Tensor) -> Tensor:
-    if not (may_finish(image) and is_unmodified(stem, nn.Sequential)):
+    if not (may_finish(image) and is_unmodified(stem, nn.Sequential) and len(stem) == 5):
         return stem(image)
     first, involution, norm, activation, last = stem
     output = finish_module(first, image)

@@ -4,12 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import torch
 from torch import Tensor
 
 from rednet.ops.dtypes import SUPPORTED_DTYPES
 from rednet.ops.geometry import Geometry
 
 Shape = Sequence[int]
+
+
+def is_plain(tensor: Tensor) -> bool:
+    """Whether the numbers lie in its memory as they read, so that compiled code may read them.
+
+    They do not in subclasses, in other layouts (sparse, MKL-DNN) and in lazily negated views.
+    """
+    return type(tensor) is Tensor and tensor.layout is torch.strided and not tensor.is_neg()
 
 
 def check_tensors(input: Tensor, weight: Tensor) -> None:

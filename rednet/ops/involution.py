@@ -7,7 +7,7 @@ from torch import Tensor
 
 from rednet.ops import decomposition
 from rednet.ops.autocast import cast_together
-from rednet.ops.checks import check_dtypes, check_output_size, check_tensors
+from rednet.ops.checks import check_dtypes, check_output_size, check_tensors, is_plain
 from rednet.ops.geometry import Geometry, IntOrPair, pair
 from rednet.ops.torch_library import involution2d_undispatched  # (defines torch.ops.rednet)
 from rednet.ops.tracing import is_profiled, is_recorded, needs_decomposition
@@ -76,10 +76,10 @@ def involution2d(
 def _needs_no_operator(input: Tensor, weight: Tensor) -> bool:
     """Whether nobody differentiates, records or lists what runs; dispatching costs 20 us."""
     return (
-        type(input) is Tensor
-        and type(weight) is Tensor
+        not is_recorded()  # first: the compiler must not look into the others
+        and is_plain(input)
+        and is_plain(weight)
         and input.device.type == "cpu"
         and not (torch.is_grad_enabled() and (input.requires_grad or weight.requires_grad))
-        and not is_recorded()
         and not is_profiled()
     )

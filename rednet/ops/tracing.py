@@ -41,6 +41,7 @@ _DERIVATIVES = (
     _private("_C._functorch.TransformType.Jvp"),
 )
 _dispatch_modes = _private("_C._len_torch_dispatch_stack")
+_function_modes = _private("_C._len_torch_function_stack")
 _dispatch_keys = _private("_C._dispatch_keys")
 _profiler_enabled = _private("autograd._profiler_enabled")
 _has_any_global_hook = _private("nn.modules.module._has_any_global_hook")
@@ -81,8 +82,12 @@ def is_transformed() -> bool:
 
 
 def is_dispatched() -> bool:
-    """Whether Python may see every operator that runs: to count FLOPs, for fake tensors ..."""
-    return _dispatch_modes is None or _dispatch_modes() > 0
+    """Whether Python may see every operator that runs: to count FLOPs, for fake tensors ...
+
+    Or every function of ``torch`` that is called, as ``make_fx(pre_dispatch=True)`` does.
+    """
+    modes = (_dispatch_modes, _function_modes)
+    return any(active is None or active() > 0 for active in modes)
 
 
 def is_profiled() -> bool:

@@ -9,10 +9,12 @@ import torch
 import torch.nn.functional as F
 from mmcv.cnn import ConvModule
 from torch import Tensor, nn
+from torch.overrides import BaseTorchFunctionMode
 
 from rednet.layers import Involution2d
 from rednet.layers.finishing import finish, finish_module, may_finish
 from rednet.models.bottleneck import Bottleneck
+from rednet.models.rednet import _stem_output
 from rednet.ops.cpu import finishing, loader
 from tests.ops.cases import BUILD_NAMES, BUILDS
 
@@ -117,6 +119,8 @@ def test_nothing_is_finished_where_something_follows() -> None:
         assert may_finish(map)
         torch.jit.trace(ask, map, check_trace=False)  # the check runs untraced
         torch.vmap(ask)(map)
+        with BaseTorchFunctionMode():
+            ask(map)
         assert not may_finish(map.to("meta"))
         assert not may_finish(nn.Parameter(map))
     assert not may_finish(map)
@@ -187,3 +191,38 @@ def test_an_involution_computes_the_same_without_gradients(finished: Finished) -
     with torch.no_grad():
         torch.testing.assert_close(layer(map), expected)
     assert finished() == (1 if BUILDS else 0)
+
+
+def test_views_that_are_lazily_negated() -> None:
+    block, layer, map = _bottleneck(), Involution2d(64, 64, 3, padding=1), _map(64)
+    with torch.no_grad():
+        for module in (block, layer.eval()):
+            actual = module(torch._neg_view(map))
+            torch.testing.assert_close(actual, module(-map))
+
+
+@pytest.mark.parametrize("modules", [[], [nn.Conv2d(64, 64, 1)], [nn.ReLU(), nn.ReLU(), nn.ReLU()]])
+def test_shortcuts_and_stems_of_other_lengths(modules: list[nn.Module]) -> None:
+    block, map = _bottleneck(), _map(64)
+    replaced = block.downsample = nn.Sequential(*modules)
+    expected = block(map)
+    with torch.no_grad():
+        torch.testing.assert_close(block(map), expected)
+        torch.testing.assert_close(_stem_output(replaced, map), replaced(map))
+
+
+@pytest.mark.parametrize("name", ["conv2", "conv2.conv"])
+def test_generators_of_another_kind(name: str) -> None:
+    layer, map = Involution2d(16, 16, 3, padding=1), _map(16)
+    replacement = {
+        "conv2": ConvModule(4, 9, 1, norm_cfg=dict(type="BN"), act_cfg=None),
+        "conv2.conv": nn.Conv2d(4, 9, 3, padding=1),
+    }
+    parent = layer if name == "conv2" else layer.conv2
+    setattr(parent, name.rpartition(".")[2], replacement[name])
+    for module in layer.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            _used(module)
+    expected = layer.eval()(map)
+    with torch.no_grad():
+        torch.testing.assert_close(layer(map), expected)

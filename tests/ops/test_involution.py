@@ -196,6 +196,13 @@ def test_vmap_joins_the_batch() -> None:
     assert_close(one_input(torch.stack(weights))[0], expected[0])
 
 
+def test_views_that_are_lazily_negated() -> None:
+    input, weight, _ = random_tensors(SMALL)
+    expected = involution2d(-input, weight, *SMALL[1:])
+    assert_close(involution2d(torch._neg_view(input), weight, *SMALL[1:]), expected)
+    assert_close(involution2d(input, torch._neg_view(weight), *SMALL[1:]), expected)
+
+
 def test_meta_tensors_give_shapes_alone() -> None:
     input = torch.empty(2, 6, 9, 11, device="meta", requires_grad=True)
     weight = torch.empty(2, 2, 3, 3, 5, 6, device="meta", requires_grad=True)
