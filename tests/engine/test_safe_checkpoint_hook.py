@@ -53,6 +53,16 @@ def test_the_last_files_are_kept_and_named_relatively(tmp_path: Path) -> None:
     assert (tmp_path / "last_checkpoint").read_text() == "epoch_4.pth"
 
 
+def test_an_outdated_checkpoint_that_is_a_directory_goes(tmp_path: Path) -> None:
+    runner = SmallRunner(tmp_path)
+    hook = hook_of(runner, max_keep_ckpts=1)
+    epochs(hook, runner, range(1))
+    (tmp_path / "epoch_1.pth").unlink()
+    write_file(tmp_path / "epoch_1.pth" / "part.pt", b"weights of one rank")
+    epochs(hook, runner, range(1, 2))
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["epoch_2.pth", "last_checkpoint"]
+
+
 class Killed(BaseException):
     pass
 

@@ -96,6 +96,14 @@ def test_as_one_convolution_it_has_the_branches_gradients(monkeypatch: pytest.Mo
     torch.testing.assert_close(*gradients)
 
 
+def test_a_norm_with_a_hook_gives_the_same_sum() -> None:
+    block = randomized(ACBlock(4, 6, 3, padding=1))
+    image = torch.randn(2, 4, 5, 5)
+    expected = block(image)
+    block.square_bn.register_forward_hook(lambda *_: None)
+    assert_close(block(image), expected)
+
+
 @pytest.mark.parametrize("side", [5, 12])
 def test_norms_in_eval_mode_alone_make_it_one_convolution(side: int) -> None:
     block = randomized(ACBlock(4, 6, 3, padding=1))

@@ -127,6 +127,15 @@ def test_equals_one_convolution_a_sample(
     assert_close(output, _reference(**tensors, window=window))
 
 
+@pytest.mark.parametrize(
+    "changed", [dict(padding=1), dict(size=(1, 2)), dict(size=(2, 1))], ids=str
+)
+def test_more_than_one_pixel_is_no_matrix_product(changed: dict) -> None:
+    pointwise = dict(size=(1, 1), stride=1, padding=0, dilation=1, groups=1)
+    tensors, window = _case(pointwise | changed)
+    assert_close(_mixed(**tensors, window=window), _reference(**tensors, window=window))
+
+
 @pytest.mark.parametrize("geometry", GEOMETRIES)
 def test_gradients_are_the_references(geometry: dict, tile: None, folded: str) -> None:
     tensors, window = _case(geometry)
