@@ -7,12 +7,12 @@ out.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from math import prod
 from typing import Any
 
 import torch
-from torch.utils.flop_counter import register_flop_formula
+from torch.utils import flop_counter
 
 # Defines the operators that the formulas are for.
 import rednet.ops.torch_library  # noqa: F401
@@ -31,18 +31,29 @@ def involution_multiply_adds(image: Shape, kernel_size: Shape, output_size: Shap
     return prod(image[:2]) * prod(kernel_size) * prod(output_size)
 
 
+def _register(operator: Any) -> Callable[[Callable[..., int]], Callable[..., int]]:
+    if hasattr(flop_counter, "register_flop_formula"):
+        return flop_counter.register_flop_formula(operator)
+
+    def add(formula: Callable[..., int]) -> Callable[..., int]:
+        vars(flop_counter)["flop_mapping"][operator] = formula  # torch 2.1
+        return formula
+
+    return add
+
+
 # The counter counts a multiply-add as two operations.
-@register_flop_formula(torch.ops.rednet.involution2d)
+@_register(torch.ops.rednet.involution2d)
 def _forward(input: Shape, weight: Shape, *_: Any, **__: Any) -> int:
     return 2 * involution_multiply_adds(input, weight[2:4], weight[4:6])
 
 
-@register_flop_formula(torch.ops.rednet.involution2d_grad_input)
+@_register(torch.ops.rednet.involution2d_grad_input)
 def _grad_input(grad: Shape, weight: Shape, *_: Any, **__: Any) -> int:
     return 2 * involution_multiply_adds(grad, weight[2:4], weight[4:6])
 
 
-@register_flop_formula(torch.ops.rednet.involution2d_grad_weight)
+@_register(torch.ops.rednet.involution2d_grad_weight)
 def _grad_weight(
     grad: Shape, input: Shape, groups: int, kernel_size: Shape, *_: Any, **__: Any
 ) -> int:
