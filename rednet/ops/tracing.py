@@ -44,7 +44,10 @@ _dispatch_modes = _private("_C._len_torch_dispatch_stack")
 _function_modes = _private("_C._len_torch_function_stack")
 _dispatch_keys = _private("_C._dispatch_keys")
 _profiler_enabled = _private("autograd._profiler_enabled")
-_has_any_global_hook = _private("nn.modules.module._has_any_global_hook")
+_GLOBAL_HOOKS = tuple(
+    _private(f"nn.modules.module._global_{kind}_hooks")
+    for kind in ("forward", "forward_pre", "backward", "backward_pre")
+)
 # Not in torch 2.1.
 _set_strategy = _private("_C._dynamo.eval_frame.set_code_exec_strategy")
 _Strategy = _private("_C._dynamo.eval_frame._FrameExecStrategy")
@@ -102,7 +105,7 @@ def is_recorded() -> bool:
 
 def has_global_hooks() -> bool:
     """Whether hooks for all modules may be registered, by ``register_module_forward_hook`` ..."""
-    return _has_any_global_hook is None or bool(_has_any_global_hook())
+    return any(hooks is None or bool(hooks) for hooks in _GLOBAL_HOOKS)
 
 
 def is_batched(tensor: Tensor) -> bool:

@@ -60,7 +60,6 @@ NAMES = [
     "_len_torch_dispatch_stack",
     "_dispatch_keys",
     "_dynamo",
-    "_has_any_global_hook",
 ]
 
 
