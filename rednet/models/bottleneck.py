@@ -119,7 +119,9 @@ class Bottleneck(BaseModule):
         output = self.drop_path(self.norm3(self.conv3(output)))
         shortcut = input if self.downsample is None else self.downsample(input)
         # A batch norm does not keep its output, and fresh memory costs more than the sum.
-        return output.add_(shortcut) if self._adds_in_place() else output + shortcut
+        # Autocast may leave the shortcut wider: the sum is then as wide, as it is in inference.
+        in_place = self._adds_in_place() and output.dtype == shortcut.dtype
+        return output.add_(shortcut) if in_place else output + shortcut
 
     def _adds_in_place(self) -> bool:
         return is_unmodified(self.norm3, nn.BatchNorm2d) and is_unmodified(

@@ -150,6 +150,14 @@ def test_a_block_computes_the_same_without_gradients(changes: dict, finished: Fi
     assert finished() == (maps if BUILDS else 0)
 
 
+def test_autocast_gives_the_same_dtype_without_gradients() -> None:
+    block, map = _bottleneck(), _map(64)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        expected = block(map).dtype
+        with torch.no_grad():
+            assert block(map).dtype == expected
+
+
 @pytest.mark.parametrize("name", ["bn1", "bn2", "bn3", "relu", "conv2.conv1", "conv2"])
 def test_a_hook_sees_what_its_module_gives(name: str) -> None:
     block, map = _bottleneck(), _map(64)
