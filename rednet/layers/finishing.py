@@ -23,10 +23,10 @@ _Statistics = tuple[Tensor | None, Tensor | None, Tensor | None, Tensor | None]
 def may_finish(input: Tensor) -> bool:
     """Whether :func:`finish` may be called: nothing is to be differentiated, traced or recorded."""
     return (
-        type(input) is Tensor
+        # First: torch 2.1 cannot compile the rest.
+        not (torch.is_grad_enabled() or is_recorded())
+        and type(input) is Tensor
         and input.device.type == "cpu"
-        and not torch.is_grad_enabled()
-        and not is_recorded()
     )
 
 
