@@ -120,7 +120,9 @@ class Bottleneck(BaseModule):
         shortcut = input if self.downsample is None else self.downsample(input)
         # A batch norm does not keep its output, and fresh memory costs more than the sum.
         # Autocast may leave the shortcut wider: the sum is then as wide, as it is in inference.
-        in_place = self._adds_in_place() and output.dtype == shortcut.dtype
+        # torch.fx cannot compare: its proxies are no tensors.
+        as_wide = not isinstance(output, Tensor) or output.dtype == shortcut.dtype
+        in_place = self._adds_in_place() and as_wide
         return output.add_(shortcut) if in_place else output + shortcut
 
     def _adds_in_place(self) -> bool:
