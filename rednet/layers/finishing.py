@@ -14,6 +14,7 @@ from mmcv.cnn import ConvModule
 from torch import Tensor, nn
 
 from rednet.layers.base import is_unmodified
+from rednet.ops.checks import is_plain
 from rednet.ops.cpu import finishing
 from rednet.ops.tracing import is_recorded
 
@@ -63,13 +64,13 @@ def finish(
 
 def finish_module(module: Any, input: Tensor) -> Tensor:
     """A module's output, where :func:`may_finish` says so; a ``ConvModule`` is finished."""
-    if not (is_unmodified(module, ConvModule) and _is_plain(module)):
+    if not (is_unmodified(module, ConvModule) and _has_plain_order(module)):
         return module(input)
     norm = module.norm if module.with_norm else None
     return finish(module.conv, input, norm, module.activate if module.with_activation else None)
 
 
-def _is_plain(module: ConvModule) -> bool:
+def _has_plain_order(module: ConvModule) -> bool:
     return (
         module.order == ("conv", "norm", "act")
         and not module.with_explicit_padding
@@ -86,7 +87,7 @@ def _statistics(norm: Any, output: Tensor) -> _Statistics | None:
     tensors = norm.running_mean, norm.running_var, norm.weight, norm.bias
     given = [each for each in tensors if each is not None]
     are_plain = all(
-        type(each) in (Tensor, nn.Parameter)
+        is_plain(each)
         and each.dtype == output.dtype
         and each.device == output.device
         and each.shape == output.shape[1:2]

@@ -168,10 +168,7 @@ class Involution2d(ConvLayer):
             and not (conv2.with_norm or conv2.with_activation)
             and is_unmodified(conv2.conv, nn.Conv2d)
             and conv2.conv.weight.shape[1:] == (reduced.shape[1], 1, 1)
-            # Not a subclass, which may stand for other numbers (quantized, distributed).
-            and is_plain(padded)
-            and is_plain(reduced)
-            and type(conv2.conv.weight) in (Tensor, nn.Parameter)
+            and all(map(is_plain, (padded, reduced, conv2.conv.weight)))
         )
 
 

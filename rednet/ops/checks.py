@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from rednet.ops.dtypes import SUPPORTED_DTYPES
 from rednet.ops.geometry import Geometry
@@ -16,9 +16,14 @@ Shape = Sequence[int]
 def is_plain(tensor: Tensor) -> bool:
     """Whether the numbers lie in its memory as they read, so that compiled code may read them.
 
-    They do not in subclasses, in other layouts (sparse, MKL-DNN) and in lazily negated views.
+    They do not in subclasses, which may stand for other numbers (quantized, distributed), in other
+    layouts (sparse, MKL-DNN) and in lazily negated views.
     """
-    return type(tensor) is Tensor and tensor.layout is torch.strided and not tensor.is_neg()
+    return (
+        type(tensor) in (Tensor, nn.Parameter)
+        and tensor.layout is torch.strided
+        and not tensor.is_neg()
+    )
 
 
 def check_tensors(input: Tensor, weight: Tensor) -> None:

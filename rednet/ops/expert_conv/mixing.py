@@ -9,9 +9,10 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from rednet.ops.autocast import autocast_dtype
+from rednet.ops.checks import is_plain
 from rednet.ops.cpu import loader
 from rednet.ops.cpu import mixing as compiled
 from rednet.ops.tracing import (
@@ -79,7 +80,7 @@ def _are_served(experts: Tensor, routing: Tensor, *others: Tensor) -> bool:
     tensors = (experts, routing, *others)
     return (
         not is_recorded()
-        and all(type(each) in (Tensor, nn.Parameter) for each in tensors)
+        and all(map(is_plain, tensors))
         and all(each.dtype == experts.dtype and each.device.type == "cpu" for each in tensors)
         and experts.dtype in compiled.DTYPES
         and experts.stride(1) == 1
@@ -103,8 +104,8 @@ class _Mix(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None]:
         experts, routing = ctx.saved_tensors
         needs_experts, needs_mixture = ctx.needs_input_grad
-        is_plain = torch.is_grad_enabled() or is_batched(grad) or is_transformed()
-        if is_plain or not (needs_experts and needs_mixture):
+        is_composed = torch.is_grad_enabled() or is_batched(grad) or is_transformed()
+        if is_composed or not (needs_experts and needs_mixture):
             return (
                 routing.t() @ grad if needs_experts else None,
                 grad @ experts.t() if needs_mixture else None,

@@ -139,6 +139,16 @@ def test_where_the_compiled_kernel_gains(
     assert type(mix(experts, torch.ones(samples, 4)).grad_fn).__name__ == function
 
 
+def test_views_that_are_lazily_negated() -> None:
+    experts, routing, grad = _case(3, 5, 37)
+    expected = -(routing.double() @ experts.double())
+    assert_close(mix(torch._neg_view(experts), routing), expected)
+    assert_close(mix(experts, torch._neg_view(routing)), expected)
+    out = torch.empty_like(experts)
+    gradient = mix_gradients(torch._neg_view(grad), experts, routing, out, adds=False)
+    assert_close(gradient, -(grad.double() @ experts.t().double()))
+
+
 def test_without_compiled_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(loader, "load", lambda: None)
     experts, routing, grad = _case(3, 5, 37)
