@@ -5,7 +5,7 @@ norm starting at 1/3.
 """
 
 _base_ = [
-    "../_base_/models/cifar10_classifier.py",
+    "../_base_/models/cifar10_vgg16.py",
     "../_base_/schedules/cifar10_400e.py",
     "../_base_/datasets/cifar10.py",
     "../_base_/default_runtime.py",
@@ -13,19 +13,8 @@ _base_ = [
 
 model = dict(
     backbone=dict(
-        type="SwapConv",
-        module=dict(type="VGG", depth=16, norm_cfg=dict(type="BN")),
         conv_cfg=dict(type="ACBlock", gamma_init=1 / 3),
         include=r"^features\.\d+\.conv$",
         take_norm=True,
-    ),
-    neck=dict(
-        _delete_=True,
-        type="LinearNeck",
-        in_channels=512,
-        out_channels=512,
-        norm_cfg=None,
-        act_cfg=dict(type="ReLU"),
-    ),
-    head=dict(in_channels=512),
+    )
 )

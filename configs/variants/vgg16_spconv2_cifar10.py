@@ -5,7 +5,7 @@ mmpretrain's for CIFAR-10: the authors only say that theirs is a default one.
 """
 
 _base_ = [
-    "../_base_/models/cifar10_classifier.py",
+    "../_base_/models/cifar10_vgg16.py",
     "mmpretrain::_base_/schedules/cifar10_bs128.py",
     "../_base_/datasets/cifar10.py",
     "../_base_/default_runtime.py",
@@ -13,19 +13,8 @@ _base_ = [
 
 model = dict(
     backbone=dict(
-        type="SwapConv",
-        module=dict(type="VGG", depth=16, norm_cfg=dict(type="BN")),
         conv_cfg=dict(type="SPConv2d", ratio=1 / 2),
         include=r"^features\.\d+\.conv$",
         exclude=r"^features\.0\.",
-    ),
-    neck=dict(
-        _delete_=True,
-        type="LinearNeck",
-        in_channels=512,
-        out_channels=512,
-        norm_cfg=None,
-        act_cfg=dict(type="ReLU"),
-    ),
-    head=dict(in_channels=512),
+    )
 )
