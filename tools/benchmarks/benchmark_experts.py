@@ -16,8 +16,7 @@ from itertools import product
 
 import torch
 import torch.nn.functional as F
-from benchmark_involution import parse_shape
-from involution_cases import DTYPES, Shape
+from involution_cases import DTYPES, Shape, add_shapes
 from timing import (
     Action,
     Clock,
@@ -54,15 +53,7 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument(
-        "--shapes",
-        nargs="+",
-        type=parse_shape,
-        default=[Shape(64 * 2**i, 56 // 2**i, kernel, 1) for i in range(4) for kernel in (1, 3)],
-        metavar="CHANNELS,SIDE,K,STRIDE",
-        help="default: 1 x 1 and 3 x 3 in the four stages of a ResNet",
-    )
-    parser.add_argument("--batch-size", type=positive, default=8, help="images (%(default)s)")
+    add_shapes(parser, 8, (1, 3), "1 x 1 and 3 x 3 in the four stages of a ResNet")
     parser.add_argument("--experts", type=positive, default=4, help="(%(default)s)")
     parser.add_argument("--modes", nargs="+", choices=MODES, default=MODES, help="default: both")
     parser.add_argument("--dtype", choices=DTYPES, default="float32", help="(%(default)s)")

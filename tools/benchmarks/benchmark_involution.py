@@ -29,8 +29,8 @@ from involution_cases import (
     DTYPES,
     PASSES,
     Contender,
-    Shape,
     Work,
+    add_shapes,
     contenders_of,
     work_of,
 )
@@ -66,15 +66,7 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument(
-        "--shapes",
-        nargs="+",
-        type=parse_shape,
-        default=[Shape(64 * 2**i, 56 // 2**i, 7, 1) for i in range(4)],
-        metavar="CHANNELS,SIDE,K,STRIDE",
-        help="default: the four of RedNet-50",
-    )
-    parser.add_argument("--batch-size", type=positive, default=8, help="images (%(default)s)")
+    add_shapes(parser, batch_size=8)
     parser.add_argument(
         "--group-channels",
         type=positive,
@@ -102,19 +94,6 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     )
     add_arguments(parser, turns=25)
     return parser.parse_args(arguments)
-
-
-def parse_shape(text: str) -> Shape:
-    """Read ``CHANNELS,SIDE,K,STRIDE``."""
-    try:
-        shape = Shape(*map(int, text.split(",")))
-    except (TypeError, ValueError) as error:
-        raise argparse.ArgumentTypeError(
-            f"expected CHANNELS,SIDE,K,STRIDE, got {text!r}"
-        ) from error
-    if min(shape) < 1 or shape.kernel_size % 2 == 0:
-        raise argparse.ArgumentTypeError(f"expected positive numbers and an odd K, got {text!r}")
-    return shape
 
 
 def backends_of(args: argparse.Namespace) -> list[str]:

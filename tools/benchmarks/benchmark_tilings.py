@@ -18,8 +18,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from benchmark_involution import parse_shape
-from involution_cases import DTYPES, PASSES, Shape
+from involution_cases import DTYPES, PASSES, Shape, add_shapes
 from timing import (
     Action,
     Clock,
@@ -33,7 +32,6 @@ from timing import (
 )
 from torch import Tensor
 
-from rednet.cli.arguments import positive
 from rednet.cli.command import run
 from rednet.errors import UserError
 from rednet.ops.cuda import compiler
@@ -47,15 +45,7 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument(
-        "--shapes",
-        nargs="+",
-        type=parse_shape,
-        default=[Shape(64 * 2**i, 56 // 2**i, 7, 1) for i in range(4)],
-        metavar="CHANNELS,SIDE,K,STRIDE",
-        help="default: the four of RedNet-50",
-    )
-    parser.add_argument("--batch-size", type=positive, default=64, help="images (%(default)s)")
+    add_shapes(parser, batch_size=64)
     parser.add_argument(
         "--passes", nargs="+", choices=PASSES[:3], default=OPERATIONS, help="default: all"
     )

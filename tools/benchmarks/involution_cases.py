@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from timing import Action
 from torch import Tensor
 
+from rednet.cli.arguments import positive
 from rednet.errors import UserError
 from rednet.ops import backend, involution2d
 from rednet.ops.flop_formulas import involution_multiply_adds
@@ -45,6 +46,39 @@ class Shape(NamedTuple):
         return Geometry(
             *((number, number) for number in (self.kernel_size, self.stride, padding, 1))
         )
+
+
+def add_shapes(
+    parser: argparse.ArgumentParser,
+    batch_size: int,
+    kernel_sizes: Sequence[int] = (7,),
+    name: str = "the four of RedNet-50",
+) -> None:
+    """Adds ``--shapes``, by default the four stages of a ResNet, and ``--batch-size``."""
+    parser.add_argument(
+        "--shapes",
+        nargs="+",
+        type=parse_shape,
+        default=[Shape(64 * 2**i, 56 // 2**i, each, 1) for i in range(4) for each in kernel_sizes],
+        metavar="CHANNELS,SIDE,K,STRIDE",
+        help=f"default: {name}",
+    )
+    parser.add_argument(
+        "--batch-size", type=positive, default=batch_size, help="images (%(default)s)"
+    )
+
+
+def parse_shape(text: str) -> Shape:
+    """Read ``CHANNELS,SIDE,K,STRIDE``."""
+    try:
+        shape = Shape(*map(int, text.split(",")))
+    except (TypeError, ValueError) as error:
+        raise argparse.ArgumentTypeError(
+            f"expected CHANNELS,SIDE,K,STRIDE, got {text!r}"
+        ) from error
+    if min(shape) < 1 or shape.kernel_size % 2 == 0:
+        raise argparse.ArgumentTypeError(f"expected positive numbers and an odd K, got {text!r}")
+    return shape
 
 
 @dataclass(frozen=True)
