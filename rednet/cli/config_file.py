@@ -5,10 +5,13 @@ from __future__ import annotations
 import os
 import re
 import traceback
+from importlib.metadata import distributions
+from importlib.util import find_spec
 from pathlib import Path
 from types import FrameType
 
 from mmengine.config import Config
+from mmengine.config.utils import MODULE2PACKAGE
 
 from rednet.cli.failures import SetupError, reason_of
 
@@ -18,10 +21,22 @@ _MISSING_PACKAGE = re.compile(r"(\S+) is not installed, please install")
 
 def read_file(path: str) -> Config:
     """Reads a config file. What a file raises, an exit included, is told with the file's name."""
+    _find_bases_of_forks()
     try:
         return Config.fromfile(path)
     except (Exception, SystemExit) as error:
         raise SetupError(f"config {_position(path, error)}: {_reading_reason(error)}") from error
+
+
+def _find_bases_of_forks() -> None:
+    """Lets mmengine find a base such as ``mmseg::...`` in a fork of the package.
+
+    mmengine looks for mmsegmentation, as the package of mmseg is named. The fork of it has another
+    name, and so only the module can be found.
+    """
+    for module, package in MODULE2PACKAGE.items():
+        if module != package and find_spec(module) and not any(distributions(name=package)):
+            MODULE2PACKAGE[module] = module
 
 
 def _position(path: str, error: BaseException) -> str:

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 from mmengine.config import Config
+from mmengine.config.utils import MODULE2PACKAGE
 
 from rednet.cli.config import follow_data_root, read_config
 from rednet.errors import UserError
@@ -108,6 +109,21 @@ def test_a_base_of_a_package_that_is_missing_gives_the_command(
     message = "mmsegmentation is not installed: pip install mmsegmentation"
     with pytest.raises(UserError, match=message):
         read_config(str(config))
+
+
+def test_a_base_of_a_fork_with_another_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = tmp_path / "config.py"
+    config.write_text('_base_ = "mmaction::_base_/default_runtime.py"\n')
+    base = tmp_path / "mmaction" / ".mim" / "configs" / "_base_" / "default_runtime.py"
+    base.parent.mkdir(parents=True)
+    base.write_text("log_level = 'DEBUG'\n")
+    (tmp_path / "mmaction" / "__init__.py").touch()
+    (tmp_path / "mmaction" / ".mim" / "model-index.yml").write_text("Import: []\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setitem(MODULE2PACKAGE, "mmaction", "mmaction2")  # is put back at the end
+    assert read_config(str(config))[0].log_level == "DEBUG"
 
 
 def test_a_key_through_a_value() -> None:
