@@ -198,7 +198,7 @@ def contenders_of(
             f"--group-channels {args.group_channels} does not divide the channels of {shape}"
         )
     geometry = shape.geometry()
-    input, weight, kernel = _operands(shape, args)
+    input, weight, kernel = operands(shape, args)
     contenders = {CONVOLUTION: _convolution(input, kernel, shape.stride)}
 
     def add(name: str, operator: Operator, forced: str | None = None) -> None:
@@ -216,7 +216,7 @@ def contenders_of(
     return contenders
 
 
-def _operands(shape: Shape, args: argparse.Namespace) -> tuple[Tensor, Tensor, Tensor]:
+def operands(shape: Shape, args: argparse.Namespace) -> tuple[Tensor, Tensor, Tensor]:
     """An input, the kernels of all its output pixels, and a convolution's kernel."""
     layout = torch.channels_last if args.channels_last else torch.contiguous_format
 

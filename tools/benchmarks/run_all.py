@@ -32,6 +32,7 @@ TABLES = {
         *("benchmark_involution.py", "--backends", "cpu", "shifted", "--channels-last"),
         *("--passes", "forward", "train"),
     ),
+    "growth": ("benchmark_growth.py",),
     "layers": ("benchmark_layers.py", *LAYERS),
     "layers-channels-last": ("benchmark_layers.py", *LAYERS, "--channels-last"),
     "network-1": NETWORK,
