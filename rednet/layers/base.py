@@ -13,7 +13,7 @@ from rednet.arguments import positive_int
 from rednet.errors import ArgumentError
 from rednet.layers.plain_loading import PlainLoading
 from rednet.ops.geometry import Geometry, IntOrPair, Pair, pair
-from rednet.ops.tracing import has_global_hooks, is_compiling
+from rednet.ops.tracing import has_global_hooks, is_compiling, is_only_compiled
 from rednet.registry import CONV_LAYERS
 
 _PADDING_MODES = ("zeros", "reflect", "replicate", "circular")
@@ -347,8 +347,11 @@ def is_unmodified(module: nn.Module, *types: type[nn.Module]) -> bool:
     """
     return type(module) in types and not (
         has_hooks(module)
-        # torch 2.1 cannot compile vars().
-        or (not is_compiling() and ("forward" in vars(module) or has_global_hooks()))
+        # Only torch 2.7 and later can compile these questions, and tell that they do.
+        or (
+            (is_only_compiled() or not is_compiling())
+            and ("forward" in vars(module) or has_global_hooks())
+        )
     )
 
 

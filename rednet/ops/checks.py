@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from rednet.ops.dtypes import SUPPORTED_DTYPES
 from rednet.ops.geometry import Geometry
+from rednet.ops.tracing import is_compiling
 
 Shape = Sequence[int]
 
@@ -17,12 +18,13 @@ def is_plain(tensor: Tensor) -> bool:
     """Whether the numbers lie in its memory as they read, so that compiled code may read them.
 
     They do not in subclasses, which may stand for other numbers (quantized, distributed), in other
-    layouts (sparse, MKL-DNN) and in lazily negated views.
+    layouts (sparse, MKL-DNN) and in lazily negated views. The operators in a compiled graph get
+    such a view negated.
     """
     return (
         type(tensor) in (Tensor, nn.Parameter)
         and tensor.layout is torch.strided
-        and not tensor.is_neg()
+        and (is_compiling() or not tensor.is_neg())
     )
 
 

@@ -14,7 +14,8 @@ from typing import Any
 import torch
 from torch.utils import flop_counter
 
-# Defines the operators that the formulas are for.
+# Define the operators that the formulas are for.
+import rednet.ops.generating
 import rednet.ops.torch_library  # noqa: F401
 
 Shape = Sequence[int]
@@ -58,3 +59,17 @@ def _grad_weight(
     grad: Shape, input: Shape, groups: int, kernel_size: Shape, *_: Any, **__: Any
 ) -> int:
     return 2 * involution_multiply_adds(grad, kernel_size, grad[2:4])
+
+
+@_register(torch.ops.rednet.generating_involution2d)
+def _generating(
+    input: Shape,
+    reduced: Shape,
+    matrix: Shape,
+    bias: Shape | None,
+    kernel_size: Shape,
+    *_: Any,
+    **__: Any,
+) -> int:
+    generated = prod(matrix) * reduced[0] * prod(reduced[2:])
+    return 2 * (generated + involution_multiply_adds(input, kernel_size, reduced[2:]))

@@ -3,11 +3,14 @@
 The weight has ``K * K / group_channels`` times the size of the input, so that writing it and
 reading it again is most of what an involution layer moves. A backend with a ``generate`` function
 makes the kernels of a few pixels at a time and applies them at once. There is no derivative of it:
-the layer uses it in inference.
+the layer uses it in inference. Compiled graphs hold it as an operator of PyTorch.
 """
 
 from __future__ import annotations
 
+from typing import Any
+
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -16,7 +19,8 @@ from rednet.ops.backends import Problem, select_generating
 from rednet.ops.checks import check_dtypes, check_generator
 from rednet.ops.geometry import Geometry, IntOrPair, pair
 from rednet.ops.involution import involution2d
-from rednet.ops.torch_library import allocate
+from rednet.ops.torch_library import allocate, define
+from rednet.ops.tracing import is_compiling
 
 
 def generating_involution2d(
@@ -31,8 +35,9 @@ def generating_involution2d(
 ) -> Tensor:
     """``involution2d`` with the weight that a 1 x 1 convolution makes of ``reduced``.
 
-    Only for inference: not to be differentiated or traced. A weight that is not kept is not
-    rounded to 16 bits either, so the two ways differ by that rounding.
+    Only for inference: not to be differentiated, and not to be traced except by torch.compile. A
+    weight that is not kept is not rounded to 16 bits either, so the two ways differ by that
+    rounding.
 
     Args:
         input: Shape (N, C, H, W).
@@ -65,6 +70,19 @@ def generating_involution2d(
     for name, tensor in (("reduced", reduced), ("matrix", matrix), ("bias", bias)):
         if tensor is not None:
             check_dtypes(input, tensor, name)
+    if is_compiling():
+        return torch.ops.rednet.generating_involution2d(input, reduced, matrix, bias, *geometry)
+    return _generate(input, reduced, matrix, bias, groups, geometry)
+
+
+def _generate(
+    input: Tensor,
+    reduced: Tensor,
+    matrix: Tensor,
+    bias: Tensor | None,
+    groups: int,
+    geometry: Geometry,
+) -> Tensor:
     generate = select_generating(_problem(input, reduced, groups, geometry))
     # An operand without numbers is left to the operator, as no backend is asked about it.
     if generate is None or 0 in (input.numel(), reduced.numel()):
@@ -100,3 +118,26 @@ def _in_two_steps(
     kernels = F.conv2d(reduced, matrix[:, :, None, None], bias)
     weight = kernels.unflatten(1, (groups, *geometry.kernel_size))
     return involution2d(input, weight, *geometry[1:])
+
+
+# ---- the operator in compiled graphs
+
+
+def _operator(
+    input: Tensor, reduced: Tensor, matrix: Tensor, bias: Tensor | None, *window: Any
+) -> Tensor:
+    geometry = Geometry(*map(tuple, window))
+    groups = check_generator(input, reduced, matrix, bias, geometry)
+    return _generate(input, reduced, matrix, bias, groups, geometry)
+
+
+def _allocate(input: Tensor, reduced: Tensor, *_: Any) -> Tensor:
+    return allocate(input, input.shape[1], (reduced.shape[2], reduced.shape[3]))
+
+
+define(
+    "generating_involution2d",
+    "Tensor input, Tensor reduced, Tensor matrix, Tensor? bias, SymInt[] kernel_size",
+    _operator,
+    _allocate,
+)

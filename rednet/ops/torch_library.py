@@ -208,6 +208,26 @@ def _fold(tensor: Tensor, dim: int | None, size: int) -> Tensor:
 # ---- registration
 
 
+def define(
+    name: str,
+    signature: str,
+    kernel: Callable[..., Tensor],
+    allocate: Callable[..., Tensor],
+) -> None:
+    """Defines an operator of ``torch.ops.rednet``, without a derivative.
+
+    Args:
+        name: Its name.
+        signature: Its arguments before the window's.
+        kernel: What computes it.
+        allocate: What makes its output for tensors without numbers.
+    """
+    _library.define(f"{name}({signature}, {_WINDOW}) -> Tensor")
+    # Where a compiled function has fallen back to eager, the compiler looks into every Python call.
+    _library.impl(name, opaque(kernel), "CompositeExplicitAutograd")
+    _library.impl(name, allocate, "Meta")
+
+
 def _register(
     name: str,
     signature: str,
@@ -216,10 +236,7 @@ def _register(
     backward: Callable[..., Any],
 ) -> None:
     qualified = f"{_NAMESPACE}::{name}"
-    _library.define(f"{name}({signature}, {_WINDOW}) -> Tensor")
-    # Where a compiled function has fallen back to eager, the compiler looks into every Python call.
-    _library.impl(name, opaque(kernel), "CompositeExplicitAutograd")
-    _library.impl(name, allocate, "Meta")
+    define(name, signature, kernel, allocate)
     if hasattr(torch.library, "register_autograd"):  # torch >= 2.4
         torch.library.register_autograd(qualified, backward, setup_context=_save, lib=_library)
     else:

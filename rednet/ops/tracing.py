@@ -71,6 +71,14 @@ def is_exporting() -> bool:
     return torch.jit.is_tracing() or (_is_exporting is not None and _is_exporting())
 
 
+def is_only_compiled() -> bool:
+    """Whether torch.compile records a graph that only this process will run.
+
+    Not where torch.export may be recording: before torch 2.7 never.
+    """
+    return is_compiling() and _is_exporting is not None and not is_exporting()
+
+
 def is_forward_mode() -> bool | None:
     """Whether forward-mode differentiation is active; None if this PyTorch does not tell."""
     level = getattr(forward_ad, "_current_level", None)

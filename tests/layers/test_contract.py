@@ -265,11 +265,13 @@ def test_same_padding_keeps_the_size_or_is_refused(name: str) -> None:
     assert layer.eval()(_image()).shape[2:] == (7, 9)
 
 
-def test_compile_has_no_graph_break(name: str) -> None:
+@pytest.mark.parametrize("with_gradient", [True, False])
+def test_compile_has_no_graph_break(name: str, with_gradient: bool) -> None:
     layer, image = randomized(build(name)).eval(), _image()
     torch.compiler.reset()
     compiled = torch.compile(layer, fullgraph=True, backend="aot_eager")
-    assert_close(compiled(image), _in_double(layer, image), CHAIN)
+    with torch.set_grad_enabled(with_gradient):
+        assert_close(compiled(image), _in_double(layer, image), CHAIN)
 
 
 def test_training_through_compile(name: str) -> None:

@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
+from torch.nn.modules.module import register_module_forward_hook
 from torch.utils.flop_counter import FlopCounterMode
 
 from rednet import ops
@@ -165,7 +166,7 @@ def test_in_inference_the_weight_is_generated_where_it_is_applied(
     assert generated == [expected.shape]
 
 
-@pytest.mark.parametrize("watched", ["hook", "another conv2", "FLOPs", "compiler", "torch.func"])
+@pytest.mark.parametrize("watched", ["hook", "another conv2", "FLOPs", "torch.func"])
 def test_what_is_watched_is_not_generated_in_one(generated: list[torch.Size], watched: str) -> None:
     layer, image = Involution2d(16, 16, 3, padding=1).eval(), torch.randn(1, 16, 4, 4)
     call: Callable = layer
@@ -173,10 +174,55 @@ def test_what_is_watched_is_not_generated_in_one(generated: list[torch.Size], wa
         layer.conv2.conv.register_forward_hook(lambda *_: None)
     elif watched == "another conv2":
         layer.conv2 = nn.Sequential(layer.conv2)
-    elif watched == "compiler":
-        call = torch.compile(layer, backend="eager")
     elif watched == "torch.func":
         call = torch.func.vmap(lambda each: layer(each[None])[0])
     with torch.no_grad(), FlopCounterMode(display=False) if watched == "FLOPs" else nullcontext():
         assert call(image).shape == image.shape
     assert not generated
+
+
+def _operators_of(layer: Involution2d, image: Tensor) -> tuple[Tensor, set[str]]:
+    """The output of the compiled layer, and the operators of ours in its graph."""
+    names: set[str] = set()
+
+    def backend(graph: fx.GraphModule, _: Any) -> Callable:
+        names.update(str(node.target) for node in graph.graph.nodes)
+        return graph.forward
+
+    torch.compiler.reset()
+    output = torch.compile(layer, backend=backend, fullgraph=True)(image)
+    return output, {name for name in names if name.startswith("rednet.")}
+
+
+KNOWS_EXPORT = hasattr(torch.compiler, "is_exporting")  # torch >= 2.7
+IN_ONE, IN_TWO = {"rednet.generating_involution2d"}, {"rednet.involution2d"}
+
+
+@pytest.mark.parametrize("watched", ["nothing", "hook", "all modules", "forward", "gradient"])
+def test_compiled_for_inference_the_weight_is_generated_where_it_is_applied(watched: str) -> None:
+    layer, image = Involution2d(16, 16, 3, padding=1).eval(), torch.randn(1, 16, 4, 5)
+    convolution = layer.conv2.conv
+    handle = None
+    if watched == "hook":
+        convolution.register_forward_hook(lambda module, inputs, output: 2 * output)
+    elif watched == "all modules":
+        handle = register_module_forward_hook(lambda module, inputs, output: None)
+    elif watched == "forward":
+        convolution.forward = lambda input: 2 * F.conv2d(input, convolution.weight)
+    try:
+        with torch.set_grad_enabled(watched == "gradient"):
+            expected = layer(image)
+            output, operators = _operators_of(layer, image)
+    finally:
+        if handle is not None:
+            handle.remove()
+    torch.testing.assert_close(output, expected)
+    assert operators == (IN_ONE if watched == "nothing" and KNOWS_EXPORT else IN_TWO)
+
+
+def test_an_exported_graph_keeps_the_two_steps() -> None:
+    layer, image = Involution2d(16, 16, 3, padding=1).eval(), torch.randn(1, 16, 4, 5)
+    with torch.no_grad():
+        graph = torch.export.export(layer, (image,)).graph
+    names = {str(node.target) for node in graph.nodes if "rednet." in str(node.target)}
+    assert names == {"rednet.involution2d.default"}

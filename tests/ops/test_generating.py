@@ -52,6 +52,18 @@ def test_both_ways_agree(name: str, has_bias: bool) -> None:
         assert_close(actual, expected)
 
 
+def test_the_operator_in_compiled_graphs() -> None:
+    geometry = GEOMETRIES["RedNet"]
+    operands = _generator(geometry)
+    operator = torch.ops.rednet.generating_involution2d
+    window = [list(numbers) for numbers in geometry]
+    assert torch.equal(operator(*operands, *window), generating_involution2d(*operands, *geometry))
+    if hasattr(torch.library, "opcheck"):  # torch >= 2.4
+        torch.library.opcheck(operator.default, (*operands, *window))
+    with pytest.raises(ValueError, match="matrix and bias must have"):
+        operator(operands[0], operands[1], operands[2][1:], None, *window)
+
+
 @pytest.mark.parametrize("dtype", RELATIVE_ERROR, ids=str)
 def test_dtypes_and_layouts(dtype: torch.dtype) -> None:
     geometry = GEOMETRIES["RedNet"]
