@@ -3,7 +3,8 @@
 The weight has ``K * K / group_channels`` times the size of the input, so that writing it and
 reading it again is most of what an involution layer moves. A backend with a ``generate`` function
 makes the kernels of a few pixels at a time and applies them at once. There is no derivative of it:
-the layer uses it in inference. Compiled graphs hold it as an operator of PyTorch.
+the layer uses it in inference. Compiled graphs hold it as an operator of PyTorch, and profilers
+list it.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from rednet.ops.checks import check_dtypes, check_generator
 from rednet.ops.geometry import Geometry, IntOrPair, pair
 from rednet.ops.involution import involution2d
 from rednet.ops.torch_library import allocate, define
-from rednet.ops.tracing import is_compiling
+from rednet.ops.tracing import is_compiling, is_profiled
 
 
 def generating_involution2d(
@@ -70,7 +71,7 @@ def generating_involution2d(
     for name, tensor in (("reduced", reduced), ("matrix", matrix), ("bias", bias)):
         if tensor is not None:
             check_dtypes(input, tensor, name)
-    if is_compiling():
+    if is_compiling() or is_profiled():
         return torch.ops.rednet.generating_involution2d(input, reduced, matrix, bias, *geometry)
     return _generate(input, reduced, matrix, bias, groups, geometry)
 
@@ -120,7 +121,7 @@ def _in_two_steps(
     return involution2d(input, weight, *geometry[1:])
 
 
-# ---- the operator in compiled graphs
+# ---- the operator of compiled graphs and profiles
 
 
 def _operator(

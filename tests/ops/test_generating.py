@@ -64,6 +64,13 @@ def test_the_operator_in_compiled_graphs() -> None:
         operator(operands[0], operands[1], operands[2][1:], None, *window)
 
 
+def test_a_profiler_lists_it() -> None:
+    geometry = GEOMETRIES["RedNet"]
+    with torch.profiler.profile() as profile:
+        generating_involution2d(*_generator(geometry), *geometry)
+    assert "rednet::generating_involution2d" in {event.key for event in profile.key_averages()}
+
+
 @pytest.mark.parametrize("dtype", RELATIVE_ERROR, ids=str)
 def test_dtypes_and_layouts(dtype: torch.dtype) -> None:
     geometry = GEOMETRIES["RedNet"]
