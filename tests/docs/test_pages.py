@@ -18,6 +18,7 @@ import pytest
 import yaml
 
 from rednet.layers.base import registered_layers
+from tests.forks import run_forked
 
 ROOT = Path(__file__).resolve().parents[2]
 DOCS = ROOT / "docs"
@@ -183,9 +184,7 @@ assert all(name.startswith("rednet.") for name in new), new
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 def test_importing_leaves_the_process_as_it_was() -> None:
     """What docs/design.md says that importing does not do."""
-    done = subprocess.run(
-        [sys.executable, "-c", IMPORT], cwd=ROOT, capture_output=True, text=True, check=False
-    )
+    done = run_forked(IMPORT)
     assert done.returncode == 0, done.stderr
 
 

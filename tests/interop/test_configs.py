@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -16,6 +14,7 @@ from rednet.cli.arguments import config_parser
 from rednet.cli.command import run
 from rednet.cli.preflight import check_config
 from rednet.errors import UserError
+from tests.forks import run_forked
 from tests.image_folder import CLASSES, write_image_folder
 from tools import test, train
 
@@ -82,7 +81,7 @@ from mmengine.registry import HOOKS
 known = [HOOKS.get(each["type"]) is not None for each in config.custom_hooks]
 print(type(model.backbone).__name__, len(known) >= 2, all(known))
 """
-    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    done = run_forked(code)
     assert done.returncode == 0, done.stderr
     assert done.stdout.split("\n")[-2] == "RedNet True True"
 

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 import torch
+
+from tests.forks import run_forked, run_tool
 
 pytest.importorskip("torchvision")
 ROOT = Path(__file__).resolve().parents[2]
@@ -16,13 +16,7 @@ ROOT = Path(__file__).resolve().parents[2]
 
 def run(code: str, path: Path | None = None) -> str:
     """The last line that a program prints, of its error if it fails."""
-    folders = [str(each) for each in (path, ROOT) if each]
-    done = subprocess.run(
-        [sys.executable, "-c", code],
-        capture_output=True,
-        text=True,
-        env={**os.environ, "PYTHONPATH": os.pathsep.join(folders)},
-    )
+    done = run_forked(code, path=[path] if path else [])
     return (done.stdout if done.returncode == 0 else done.stderr).strip().splitlines()[-1]
 
 
@@ -114,13 +108,8 @@ def test_a_torchvision_that_does_not_fit_torch(
 def test_a_classifier_is_not_trained_with_a_torchvision_that_does_not_fit(tmp_path: Path) -> None:
     pytest.importorskip("mmpretrain")
     path = _torchvision(tmp_path, "raise RuntimeError('operator torchvision::nms does not exist')")
-    done = subprocess.run(
-        [sys.executable, ROOT / "tools/train.py", ROOT / "configs/demo/rednet26_digits.py"],
-        cwd=tmp_path,
-        env={**os.environ, "PYTHONPATH": os.pathsep.join([str(path), str(ROOT)])},
-        capture_output=True,
-        text=True,
-    )
+    config = ROOT / "configs/demo/rednet26_digits.py"
+    done = run_tool("train.py", config, path=[path], folder=tmp_path)
     assert done.returncode == 2
     assert "error: mmpretrain uses torchvision" in done.stderr.splitlines()[-1]
     assert "Traceback" not in done.stderr

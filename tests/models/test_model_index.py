@@ -1,7 +1,5 @@
 from __future__ import annotations
 
-import subprocess
-import sys
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -9,6 +7,8 @@ import modelindex
 import pytest
 from mmengine.config import Config
 from mmengine.infer import BaseInferencer
+
+from tests.forks import run_forked
 
 pytest.importorskip("mmpretrain")
 
@@ -38,8 +38,7 @@ assert not [finder for finder in sys.meta_path if 'rednet.models' in type(finder
     ids=["rednet first", "mmpretrain first", "after the first look-up"],
 )
 def test_models_are_found_by_name(first: str) -> None:
-    command = [sys.executable, "-W", "ignore", "-c", first + LOOK_UP]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    done = run_forked(first + LOOK_UP)
     assert done.returncode == 0, done.stderr
 
 

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import re
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +11,7 @@ import torch
 from torch import Tensor
 
 from rednet.ops import tracing
+from tests.forks import run_forked
 
 ROOT = Path(__file__).resolve().parents[2]
 PRIVATE = re.compile(r"\btorch\._[a-zA-Z]|\b(_functorch|_dynamo|_current_level|_dispatch_keys)\b")
@@ -65,7 +64,7 @@ NAMES = [
 
 def test_without_the_private_names_only_features_are_lost() -> None:
     code = WITHOUT_PRIVATE_NAMES.replace("{names}", repr(set(NAMES)))
-    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    done = run_forked(code)
     assert done.returncode == 0, done.stderr
     # Where it cannot be told, the answer is the one that keeps results right.
     assert done.stdout.split() == ["True", "True", "True"]

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import os
 import re
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -14,6 +11,7 @@ import pytest
 pytest.importorskip("mmpretrain")
 
 from rednet.cli.command import run
+from tests.forks import run_tool
 from tools import train
 from tools.analysis_tools import get_flops
 from tools.model_converters import convert_checkpoint
@@ -217,10 +215,7 @@ def test_converting_without_a_backbone(line_of: Callable[..., str], tmp_path: Pa
 
 
 def test_a_whole_command(tiny: str) -> None:
-    command = [sys.executable, str(ROOT / "tools" / "train.py"), tiny]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    options = ["--cfg-options", "model.backbone.type=RedNt"]
-    done = subprocess.run([*command, *options], env=environment, capture_output=True, text=True)
+    done = run_tool("train.py", tiny, "--cfg-options", "model.backbone.type=RedNt")
     assert done.returncode == 2
     assert "Traceback" not in done.stderr and "(traceback: " in done.stderr
     assert "error: model.backbone.type='RedNt' is not a registered" in done.stderr

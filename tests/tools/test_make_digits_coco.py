@@ -1,11 +1,11 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+
+from tests.forks import run_tool
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -14,34 +14,28 @@ pytest.importorskip("pycocotools")
 TOOL = "dataset_converters/make_digits_coco.py"
 
 
-def call(tool: str, *arguments: str | Path, folder: Path = ROOT) -> subprocess.CompletedProcess:
-    command = [sys.executable, ROOT / "tools" / tool, *arguments]
-    environment = {"PYTHONPATH": str(ROOT), "PATH": ""}
-    return subprocess.run(command, cwd=folder, capture_output=True, text=True, env=environment)
-
-
 def test_it_writes_checks_and_counts(tmp_path: Path) -> None:
     options = ["--train", "3", "--val", "2", "--size", "64", "96"]
-    done = call(TOOL, tmp_path / "digits", *options)
+    done = run_tool(TOOL, tmp_path / "digits", *options)
     assert done.returncode == 0, done.stderr
     assert "instances_train.json: 3 images" in done.stdout
     content = json.loads((tmp_path / "digits/annotations/instances_val.json").read_text())
     assert [(each["width"], each["height"]) for each in content["images"]] == [(96, 64)] * 2
-    again = call(TOOL, tmp_path / "digits", *options)
+    again = run_tool(TOOL, tmp_path / "digits", *options)
     assert again.returncode == 2 and again.stderr.startswith("error: ")
     assert "--overwrite" in again.stderr and "Traceback" not in again.stderr
 
 
 def test_a_place_that_cannot_be_written(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    done = call(TOOL, tmp_path / "file" / "digits")
+    done = run_tool(TOOL, tmp_path / "file" / "digits")
     assert done.returncode == 2 and "file is a file, not a directory" in done.stderr
 
 
 def test_a_demo_without_its_data_names_this_tool(tmp_path: Path) -> None:
     pytest.importorskip("mmdet")
     config = ROOT / "configs/demo/faster-rcnn_rednet26_digits.py"
-    done = call("train.py", config, folder=tmp_path)
+    done = run_tool("train.py", config, folder=tmp_path)
     assert done.returncode == 2
     (line,) = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
     assert (

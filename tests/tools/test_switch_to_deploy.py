@@ -1,7 +1,5 @@
 from __future__ import annotations
 
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -10,6 +8,7 @@ from mmengine.config import Config
 from mmengine.registry import MODELS
 
 from rednet.cli.command import run
+from tests.forks import run_tool
 from tests.layers.cases import randomized
 from tools.model_converters import switch_to_deploy
 
@@ -28,12 +27,6 @@ model = dict(
 """
 
 
-def _call(*arguments: str | Path) -> subprocess.CompletedProcess:
-    command = [sys.executable, ROOT / "tools/model_converters/switch_to_deploy.py", *arguments]
-    environment = {"PYTHONPATH": str(ROOT), "PATH": ""}
-    return subprocess.run(command, capture_output=True, text=True, env=environment)
-
-
 def test_the_files_give_the_trained_models_outputs(tmp_path: Path) -> None:
     source = tmp_path / "config.py"
     source.write_text(CONFIG.format(layer="ACBlock"))
@@ -41,7 +34,8 @@ def test_the_files_give_the_trained_models_outputs(tmp_path: Path) -> None:
     meta = {"dataset_meta": {"classes": ["a", "b"]}, "epoch": 3}
     torch.save({"state_dict": trained.state_dict(), "meta": meta}, tmp_path / "trained.pth")
     prefix = tmp_path / "new" / "fused"
-    done = _call(source, tmp_path / "trained.pth", prefix, "--shape", "32", "48")
+    tool = "model_converters/switch_to_deploy.py"
+    done = run_tool(tool, source, tmp_path / "trained.pth", prefix, "--shape", "32", "48")
     assert done.returncode == 0, done.stderr
     assert "parameters, 12 batch norms\n-> " in done.stdout and ", 2 batch norms" in done.stdout
 
