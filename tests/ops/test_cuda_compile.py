@@ -8,7 +8,8 @@ import pytest
 import torch
 
 from rednet.ops.cuda.problem import Specialization, all_specializations
-from tests.ops.cuda_host.report import HAS_NVRTC, NVCC, compile_all
+from tests.ops.cuda_host.compile_sources import HAS_NVRTC, NVCC
+from tests.ops.cuda_host.report import compile_all
 
 pytestmark = pytest.mark.skipif(
     not (HAS_NVRTC or NVCC), reason="needs NVRTC (cuda-bindings, with PyTorch for CUDA) or nvcc"

@@ -6,14 +6,11 @@ As a program it does so for every specialization:
 
 from __future__ import annotations
 
-import importlib.util
 import os
 import pickle
 import re
-import shutil
 import subprocess
 import sys
-import tempfile
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,16 +18,11 @@ from pathlib import Path
 from rednet.ops.cuda.compiler import OPTIONS, source
 from rednet.ops.cuda.problem import Specialization, all_specializations
 
-ROOT = Path(__file__).parents[3]
-# What CuPy adds to its options when it compiles.
-_CUPYS_OPTIONS = ("-ftz=true", "--device-as-default-execution-space")
+# It needs neither PyTorch nor rednet, whose import takes as long as five kernels.
+_WORKER = Path(__file__).with_name("compile_sources.py")
 _RESOURCES = re.compile(
     r"(\d+) bytes spill stores, (\d+) bytes spill loads.*?Used (\d+) registers", re.S
 )
-HAS_NVRTC = importlib.util.find_spec("cuda") is not None and (
-    importlib.util.find_spec("cuda.bindings") is not None
-)
-NVCC = shutil.which("nvcc")
 
 
 @dataclass(frozen=True)
@@ -45,7 +37,7 @@ class Report:
 
 def compile_all(jobs: list[tuple[Specialization, str]]) -> list[Report]:
     """Compiles pairs of a specialization and an architecture, ``"sm_90"``, in parallel."""
-    # Each worker is this file as a program: threads would wait for each other inside NVRTC.
+    # Each worker is a process: threads would wait for each other inside NVRTC.
     workers = min(len(jobs), os.cpu_count() or 1)
     with ThreadPoolExecutor(workers) as pool:
         parts = pool.map(_run_worker, (jobs[number::workers] for number in range(workers)))
@@ -53,50 +45,18 @@ def compile_all(jobs: list[tuple[Specialization, str]]) -> list[Report]:
 
 
 def _run_worker(jobs: list[tuple[Specialization, str]]) -> list[Report]:
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    command = [sys.executable, __file__]
-    done = subprocess.run(command, input=pickle.dumps(jobs), env=environment, capture_output=True)
+    sources = [(source(specialization), name, OPTIONS) for specialization, name in jobs]
+    command = [sys.executable, _WORKER]
+    done = subprocess.run(command, input=pickle.dumps(sources), capture_output=True)
     assert done.returncode == 0, done.stderr.decode()
-    return [
-        Report(*job, *numbers) for job, numbers in zip(jobs, pickle.loads(done.stdout), strict=True)
-    ]
+    return [_read(*job, log) for job, log in zip(jobs, pickle.loads(done.stdout), strict=True)]
 
 
-def _registers_and_spills(specialization: Specialization, architecture: str) -> tuple[int, int]:
-    """Compiles with NVRTC, as CuPy would; without it with nvcc."""
-    log = (_log_of_nvrtc if HAS_NVRTC else _log_of_nvcc)(source(specialization), architecture)
+def _read(specialization: Specialization, architecture: str, log: str) -> Report:
     found = _RESOURCES.search(log)
     assert found is not None, log
     stored, loaded, registers = map(int, found.groups())
-    return registers, stored + loaded
-
-
-def _log_of_nvrtc(text: str, architecture: str) -> str:
-    from cuda.bindings import nvrtc
-
-    _, program = nvrtc.nvrtcCreateProgram(text.encode(), b"involution.cu", 0, [], [])
-    own = (f"--gpu-architecture={architecture}", "--ptxas-options=-v")
-    options = [option.encode() for option in (*OPTIONS, *_CUPYS_OPTIONS, *own)]
-    (status,) = nvrtc.nvrtcCompileProgram(program, len(options), options)
-    _, size = nvrtc.nvrtcGetProgramLogSize(program)
-    log = bytearray(size)
-    nvrtc.nvrtcGetProgramLog(program, log)
-    nvrtc.nvrtcDestroyProgram(program)
-    assert status == nvrtc.nvrtcResult.NVRTC_SUCCESS, log.decode()
-    return log.decode()
-
-
-def _log_of_nvcc(text: str, architecture: str) -> str:
-    assert NVCC is not None
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "involution.cu"
-        path.write_text(text)
-        command = [NVCC, *OPTIONS, f"-arch={architecture}", "-cubin", "-Xptxas=-v"]
-        done = subprocess.run(
-            [*command, "-o", path.with_suffix(".cubin"), path], capture_output=True, text=True
-        )
-    assert done.returncode == 0, done.stderr
-    return done.stderr
+    return Report(specialization, architecture, registers, stored + loaded)
 
 
 def main(architectures: list[str]) -> None:
@@ -112,11 +72,5 @@ def main(architectures: list[str]) -> None:
         )
 
 
-def _work() -> None:
-    """What a worker does: jobs come through standard input, numbers go through standard output."""
-    results = [_registers_and_spills(*job) for job in pickle.load(sys.stdin.buffer)]
-    sys.stdout.buffer.write(pickle.dumps(results))
-
-
 if __name__ == "__main__":
-    main(sys.argv[1:]) if sys.argv[1:] else _work()
+    main(sys.argv[1:])
