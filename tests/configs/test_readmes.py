@@ -29,12 +29,14 @@ UNCOUNTED = "resnet50_saconv-deform_imagenet"
 COUNTED_DETECTOR = "faster-rcnn_rednet50_invfpn-invhead_1x_coco"
 
 
+@functools.cache
 def metafile(folder: Path) -> dict[str, dict[str, Any]]:
     """The entries of a metafile by name."""
     content = yaml.safe_load((folder / "metafile.yml").read_text())
     return {model["Name"]: model for model in content["Models"]}
 
 
+@functools.cache
 def rows(folder: Path) -> dict[str, dict[str, str]]:
     """The table rows of a README that link to a config, by the config's name."""
     found, header = {}, []
