@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import functools
 import gc
 import random
 import signal
@@ -14,6 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from mmengine.config import utils as config_utils
 from mmengine.registry import DefaultScope
 from mmengine.visualization import Visualizer
 from torch import Tensor, nn
@@ -22,6 +24,10 @@ GOLDEN = Path(__file__).parent / "golden"
 
 # Small tensors gain nothing from many threads, and a many-core machine would lose time on them.
 torch.set_num_threads(min(4, torch.get_num_threads()))
+
+# A config with a base such as mmpretrain::... has mmengine read all metafiles of that library, each
+# time again: most of the time that reading a config takes.
+config_utils.load = functools.cache(config_utils.load)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
