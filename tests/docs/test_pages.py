@@ -18,7 +18,7 @@ import pytest
 import yaml
 
 from rednet.layers.base import registered_layers
-from tests.forks import run_forked
+from tests.forked_programs import run_forked
 
 ROOT = Path(__file__).resolve().parents[2]
 DOCS = ROOT / "docs"

@@ -14,7 +14,7 @@ from rednet.cli.arguments import config_parser
 from rednet.cli.command import run
 from rednet.cli.preflight import check_config
 from rednet.errors import UserError
-from tests.forks import run_forked
+from tests.forked_programs import run_forked
 from tests.image_folder import CLASSES, write_image_folder
 from tools import test, train
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.forks import run_forked, run_tool
+from tests.forked_programs import run_forked, run_tool
 
 pytest.importorskip("torchvision")
 ROOT = Path(__file__).resolve().parents[2]

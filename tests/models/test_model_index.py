@@ -8,7 +8,7 @@ import pytest
 from mmengine.config import Config
 from mmengine.infer import BaseInferencer
 
-from tests.forks import run_forked
+from tests.forked_programs import run_forked
 
 pytest.importorskip("mmpretrain")
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from rednet.ops import tracing
-from tests.forks import run_forked
+from tests.forked_programs import run_forked
 
 ROOT = Path(__file__).resolve().parents[2]
 PRIVATE = re.compile(r"\btorch\._[a-zA-Z]|\b(_functorch|_dynamo|_current_level|_dispatch_keys)\b")

@@ -11,7 +11,7 @@ import pytest
 pytest.importorskip("mmpretrain")
 
 from rednet.cli.command import run
-from tests.forks import run_tool
+from tests.forked_programs import run_tool
 from tools import train
 from tools.analysis_tools import get_flops
 from tools.model_converters import convert_checkpoint

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.forks import run_tool
+from tests.forked_programs import run_tool
 
 ROOT = Path(__file__).resolve().parents[2]
 

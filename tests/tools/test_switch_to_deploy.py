@@ -8,7 +8,7 @@ from mmengine.config import Config
 from mmengine.registry import MODELS
 
 from rednet.cli.command import run
-from tests.forks import run_tool
+from tests.forked_programs import run_tool
 from tests.layers.cases import randomized
 from tools.model_converters import switch_to_deploy
 
