@@ -138,7 +138,7 @@ REGISTERED_TYPES = [
 ]
 
 # What a folder of rednet/ may import from its neighbors.
-BASE = {"arguments", "errors", "registry", "version"}
+BASE = {"arguments", "errors", "files", "registry", "version"}
 KNOWS = {
     "mmcv_ops": {"mmcv_ops"} | BASE,
     "ops": {"ops", "errors"},

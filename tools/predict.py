@@ -21,7 +21,6 @@ from mmengine.dataset import Compose, default_collate
 from mmengine.device import get_device
 
 from rednet.checkpoint.reading import require_weights_only
-from rednet.checkpoint.writing import write_file
 from rednet.cli.arguments import config_parser
 from rednet.cli.command import run
 from rednet.cli.config import read_config
@@ -30,6 +29,7 @@ from rednet.cli.model import build_model, load_weights, scope_of, with_preproces
 from rednet.cli.paths import check_checkpoint, check_output
 from rednet.datasets import LoadImage
 from rednet.errors import UserError
+from rednet.files import write_file
 
 PREDICTIONS = "predictions.json"
 LOADERS = ("LoadImage", "LoadImageFromFile")

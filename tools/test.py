@@ -16,7 +16,6 @@ from mmengine.hooks import Hook
 from mmengine.registry import METRICS
 from mmengine.runner import Runner
 
-from rednet.checkpoint.writing import write_file
 from rednet.cli.arguments import add_runner_arguments, config_parser, positive
 from rednet.cli.command import run
 from rednet.cli.config import read_config
@@ -28,6 +27,7 @@ from rednet.cli.preflight import check_config
 from rednet.cli.processes import set_up_cpu_processes
 from rednet.cli.runner import build_runner, set_up_run
 from rednet.errors import UserError
+from rednet.files import write_file
 
 FLIP_META = ("flip", "flip_direction")
 # mmseg takes the annotations from the first view, which therefore is the image itself.

@@ -1,56 +1,23 @@
-"""Writing files so that an interruption leaves the earlier file or the whole new one."""
+"""Writing checkpoints, and the names of the files around them."""
 
 from __future__ import annotations
 
 import io
-import os
-import tempfile
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from rednet.errors import UserError
+from rednet.files import write_file
 
 LAST_CHECKPOINT = "last_checkpoint"
 # Written where a training is told to stop, and outdated by the next regular checkpoint.
 INTERRUPTED = "interrupted.pth"
 
 
-def write_file(path: str | Path, content: bytes) -> None:
-    """Writes a file aside in the same directory, then renames it to its name.
-
-    Args:
-        path: The file. Its directory is created if it is missing.
-        content: What the file is to hold.
-
-    Raises:
-        UserError: If it cannot be written, as on a full disk. An earlier file of that name is
-            intact then, and no part of the new one is left.
-    """
-    target = Path(path)
-    with failing_as_user_error(path):
-        target.parent.mkdir(parents=True, exist_ok=True)
-        _write_aside_and_rename(target, content)
-
-
-@contextmanager
-def failing_as_user_error(path: str | Path) -> Iterator[None]:
-    """Turns an error of the disk, while a file is written, into one that names the file.
-
-    Raises:
-        UserError: If there is one.
-    """
-    try:
-        yield
-    except OSError as error:
-        raise UserError(f"{path} cannot be written: {error.strerror or error}") from error
-
-
 def write_checkpoint(path: str | Path, checkpoint: Mapping[str, Any]) -> None:
-    """Writes a checkpoint as :func:`write_file` does.
+    """Writes a checkpoint as :func:`rednet.files.write_file` does.
 
     Args:
         path: The file.
@@ -62,35 +29,3 @@ def write_checkpoint(path: str | Path, checkpoint: Mapping[str, Any]) -> None:
     content = io.BytesIO()
     torch.save(checkpoint, content)
     write_file(path, content.getvalue())
-
-
-def _write_aside_and_rename(target: Path, content: bytes) -> None:
-    aside, name = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.", suffix=".part")
-    try:
-        with open(aside, "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.chmod(name, 0o666 & ~_umask())  # mkstemp's files are private
-        os.replace(name, target)
-    except BaseException:
-        Path(name).unlink(missing_ok=True)
-        raise
-    _sync_directory(target.parent)
-
-
-def _umask() -> int:
-    mask = os.umask(0o022)
-    os.umask(mask)
-    return mask
-
-
-def _sync_directory(folder: Path) -> None:
-    """Makes a rename survive a power failure, on systems that open directories."""
-    if os.name != "posix":
-        return
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

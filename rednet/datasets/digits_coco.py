@@ -19,6 +19,7 @@ from rich.progress import track
 
 from rednet.datasets.digits_scenes import CLASSES, MOST_DIGITS, Item, Scene, Size, scenes
 from rednet.errors import UserError
+from rednet.files import failing_as_user_error, write_file
 
 SEMANTIC = "semantic"
 # 65500 is libjpeg's limit.
@@ -73,13 +74,11 @@ def write_digits_coco(
         path = annotation_file(folder, split)
         if path.exists() and not overwrite:
             raise UserError(f"{path} exists; give another folder or --overwrite")
-    try:
+    with failing_as_user_error(folder):
         for split, count in images.items():
             _remove_split(Path(folder), split)
             drawn = scenes(split, count, size, seed, most_digits)
             _write_split(Path(folder), split, drawn, count, size, seed, semantic)
-    except OSError as error:
-        raise UserError(f"cannot write below {folder}: {error.strerror or error}") from error
 
 
 def annotation_file(folder: str | Path, split: str) -> Path:
@@ -128,9 +127,7 @@ def _write_split(
             for index, name in enumerate(CLASSES)
         ],
     )
-    aside = annotation_file(folder, split).with_suffix(".part")  # renamed when all is written
-    aside.write_text(json.dumps(described))
-    aside.replace(annotation_file(folder, split))
+    write_file(annotation_file(folder, split), json.dumps(described).encode())
 
 
 # ---- annotating

@@ -16,9 +16,10 @@ from mmengine.hooks import Hook
 from mmengine.optim import OptimWrapper
 from mmengine.runner import Runner
 
-from rednet.checkpoint.writing import INTERRUPTED, LAST_CHECKPOINT, write_file
+from rednet.checkpoint.writing import INTERRUPTED, LAST_CHECKPOINT
 from rednet.engine.safe_checkpoint_hook import LOCAL_BACKEND
 from rednet.engine.worker_signals import SIGNALS, leave_signals_to_main_process
+from rednet.files import write_file
 from rednet.registry import HOOKS
 
 # Seconds between two questions to the other processes.

@@ -13,7 +13,8 @@ from mmengine.fileio import LocalBackend, register_backend
 from mmengine.hooks import CheckpointHook
 from mmengine.runner import Runner
 
-from rednet.checkpoint.writing import INTERRUPTED, LAST_CHECKPOINT, write_file
+from rednet.checkpoint.writing import INTERRUPTED, LAST_CHECKPOINT
+from rednet.files import write_file
 from rednet.registry import HOOKS
 
 LOCAL_BACKEND = "rednet_safe_local"
@@ -23,7 +24,7 @@ class SafeLocalBackend(LocalBackend):
     """mmengine's local files, each written aside and renamed when it is complete."""
 
     def put(self, obj: bytes, filepath: str | Path) -> None:
-        """Writes a file, see :func:`rednet.checkpoint.writing.write_file`."""
+        """Writes a file, see :func:`rednet.files.write_file`."""
         write_file(filepath, obj)
 
 

@@ -12,9 +12,9 @@ from mmengine.runner.checkpoint import save_checkpoint
 from torch import nn
 
 from rednet.checkpoint.reading import read_state_dict
-from rednet.checkpoint.writing import write_file
 from rednet.engine import SafeCheckpointHook
 from rednet.errors import UserError
+from rednet.files import write_file
 
 
 class SmallRunner:
@@ -84,21 +84,6 @@ def test_a_kill_during_a_save_leaves_the_file_before(
     read_state_dict(tmp_path / "epoch_1.pth")
     assert not (tmp_path / "epoch_2.pth").exists()
     assert (tmp_path / "last_checkpoint").read_text() == "epoch_1.pth"
-
-
-def test_a_full_disk_is_one_line_and_leaves_the_file_before(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    path = tmp_path / "a.pth"
-    write_file(path, b"before")
-
-    def full(*_: object) -> None:
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr(os, "fsync", full)
-    with pytest.raises(UserError, match=f"^{path} cannot be written: No space left on device$"):
-        write_file(path, b"after")
-    assert path.read_bytes() == b"before" and list(tmp_path.iterdir()) == [path]
 
 
 def test_a_best_checkpoint_of_another_run_stays(tmp_path: Path) -> None:

@@ -20,10 +20,10 @@ from typing import Any, NamedTuple
 
 import torch
 
-from rednet.checkpoint.writing import write_file
 from rednet.cli.arguments import positive
 from rednet.cli.paths import check_output
 from rednet.errors import UserError
+from rednet.files import write_file
 from rednet.version import __version__
 
 Action = Callable[[], object]

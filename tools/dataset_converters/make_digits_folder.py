@@ -18,13 +18,13 @@ from tempfile import TemporaryDirectory
 import cv2
 import numpy as np
 
-from rednet.checkpoint.writing import failing_as_user_error
 from rednet.cli.command import run
 from rednet.cli.paths import check_output
 from rednet.datasets import Digits
 from rednet.datasets.digits import SPLITS
 from rednet.datasets.digits_scenes import crops
 from rednet.errors import UserError
+from rednet.files import failing_as_user_error
 
 CROP_SIDE = 48
 # Split of the digits and photographs, seed of the scenes and number of images, by folder.

@@ -27,7 +27,6 @@ from mmengine.model import BaseModule
 from torch import Tensor, nn
 
 from rednet.checkpoint.reading import require_weights_only
-from rednet.checkpoint.writing import failing_as_user_error
 from rednet.cli.arguments import config_parser, image_size
 from rednet.cli.command import run
 from rednet.cli.config import read_config
@@ -42,6 +41,7 @@ from rednet.cli.model import (
 from rednet.cli.paths import check_checkpoint, check_output
 from rednet.deploy.onnx import EXPORTERS, Graph, compare_onnx, export_onnx, random_images
 from rednet.errors import UserError
+from rednet.files import failing_as_user_error
 from rednet.models.init_cfg import as_list, is_pretrained
 
 

@@ -19,12 +19,13 @@ from torch import Tensor, nn
 
 from rednet import switch_to_deploy
 from rednet.checkpoint.reading import require_weights_only
-from rednet.checkpoint.writing import write_checkpoint, write_file
+from rednet.checkpoint.writing import write_checkpoint
 from rednet.cli.arguments import config_parser, image_size
 from rednet.cli.command import run
 from rednet.cli.config import import_rednet, read_config
 from rednet.cli.model import build_model, image_channels, load_weights, with_preprocessor
 from rednet.cli.paths import check_checkpoint, check_output
+from rednet.files import write_file
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -1,0 +1,73 @@
+"""Writing files so that an interruption leaves the earlier file or the whole new one."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from rednet.errors import UserError
+
+
+def write_file(path: str | Path, content: bytes) -> None:
+    """Writes a file aside in the same directory, then renames it to its name.
+
+    Args:
+        path: The file. Its directory is created if it is missing.
+        content: What the file is to hold.
+
+    Raises:
+        UserError: If it cannot be written, as on a full disk. An earlier file of that name is
+            intact then, and no part of the new one is left.
+    """
+    target = Path(path)
+    with failing_as_user_error(path):
+        target.parent.mkdir(parents=True, exist_ok=True)
+        _write_aside_and_rename(target, content)
+
+
+@contextmanager
+def failing_as_user_error(path: str | Path) -> Iterator[None]:
+    """Turns an error of the disk, while a file is written, into one that names the file.
+
+    Raises:
+        UserError: If there is one.
+    """
+    try:
+        yield
+    except OSError as error:
+        raise UserError(f"{path} cannot be written: {error.strerror or error}") from error
+
+
+def _write_aside_and_rename(target: Path, content: bytes) -> None:
+    aside, name = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.", suffix=".part")
+    try:
+        with open(aside, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.chmod(name, 0o666 & ~_umask())  # mkstemp's files are private
+        os.replace(name, target)
+    except BaseException:
+        Path(name).unlink(missing_ok=True)
+        raise
+    _sync_directory(target.parent)
+
+
+def _umask() -> int:
+    mask = os.umask(0o022)
+    os.umask(mask)
+    return mask
+
+
+def _sync_directory(folder: Path) -> None:
+    """Makes a rename survive a power failure, on systems that open directories."""
+    if os.name != "posix":
+        return
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
