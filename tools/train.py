@@ -20,7 +20,7 @@ from rednet.cli.paths import check_checkpoint
 from rednet.cli.preflight import check_config
 from rednet.cli.pretrained import load_pretrained
 from rednet.cli.processes import set_up_cpu_processes
-from rednet.cli.resuming import keep_seed, newest_checkpoint
+from rednet.cli.resuming import check_strategy, keep_seed, newest_checkpoint
 from rednet.cli.runner import build_runner, set_up_run
 from rednet.errors import UserError
 
@@ -56,6 +56,7 @@ def _set_up(args: argparse.Namespace) -> Runner:
         _scale_lr(config)
     if args.resume is not None:
         notes += _resume(config, args.resume)
+    notes += check_strategy(config)
     loaders = ["train_dataloader", "val_dataloader"]
     loaders = [name for name in loaders if config.get(name)]
     notes += check_config(config, loaders)
@@ -176,12 +177,6 @@ def _compare_batch_size(runner: Runner) -> None:
 
 
 def _resume(config: Config, checkpoint: str) -> list[str]:
-    strategy = config.get("strategy")
-    if isinstance(strategy, Mapping) and strategy.get("type") == "FSDPStrategy":
-        raise UserError(
-            "--resume: mmengine's FSDPStrategy cannot read the optimizer's state back; load_from "
-            "starts from the weights of a checkpoint written with strategy.state_dict_cfg=full"
-        )
     config.resume = True
     if checkpoint != "auto":
         check_checkpoint(checkpoint, "the checkpoint of --resume")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import zipfile
+from collections.abc import Mapping
 from pathlib import Path
 
 from mmengine.config import Config
@@ -64,6 +65,32 @@ def keep_seed(config: Config, checkpoint: str | Path) -> None:
     randomness = dict(config.get("randomness") or {})
     if seed is not None and randomness.get("seed") is None:
         config.randomness = dict(randomness, seed=seed)
+
+
+def check_strategy(config: Config) -> list[str]:
+    """Says where mmengine's strategy for several processes cannot resume a training.
+
+    Args:
+        config: The config, with ``resume`` as it was asked for.
+
+    Returns:
+        A line for the log, if there is something to say.
+
+    Raises:
+        UserError: If the training is to be resumed.
+    """
+    strategy = config.get("strategy")
+    kind = strategy.get("type") if isinstance(strategy, Mapping) else None
+    name = kind.__name__ if isinstance(kind, type) else str(kind).rpartition(".")[2]
+    if name != "FSDPStrategy":
+        return []
+    problem = (
+        "mmengine's FSDPStrategy cannot read the optimizer's state back; load_from starts from the "
+        "weights of a checkpoint written with strategy.state_dict_cfg=full"
+    )
+    if config.get("resume"):
+        raise UserError(f"--resume: {problem}")
+    return [f"this training cannot be resumed: {problem}"]
 
 
 def _check_end(path: Path) -> None:

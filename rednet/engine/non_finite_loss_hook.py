@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
-from mmengine.dist import all_reduce
+from mmengine.dist import all_gather_object, get_comm_device, get_world_size
 from mmengine.hooks import Hook
 from mmengine.model import is_model_wrapper
 from mmengine.optim import OptimWrapper
 from mmengine.runner import Runner
-from torch import Tensor, nn
+from torch import Tensor, distributed, nn
 
 from rednet.errors import ArgumentError, UserError
 from rednet.registry import HOOKS
 
 ACTIONS = ("stop", "skip")
+_SHARDED = "_fsdp_wrapped_module"
 
 
 @HOOKS.register_module()
@@ -26,9 +28,9 @@ class NonFiniteLossHook(Hook):
     The optimizer makes no step then, so the weights stay those of the iteration before, and nothing
     is saved after; gradients that were accumulated before are dropped. With several processes all
     of them stop or skip if one of them has such a loss, for which they exchange one number in each
-    iteration. It is read when the gradient has been computed, so that nothing waits for a GPU
-    between the loss and its gradient; mmengine's logging waits for the losses soon after in any
-    case. Models with several optimizers (``OptimWrapperDict``) are not checked.
+    iteration. It is read when the gradient has been computed, so that nothing waits for a GPU or
+    another process between the loss and its gradient; mmengine's logging waits for the losses soon
+    after in any case. Models with several optimizers (``OptimWrapperDict``) are not checked.
 
     Args:
         action: ``'stop'`` raises an error that names the iteration, the loss and the first module
@@ -52,7 +54,7 @@ class NonFiniteLossHook(Hook):
         self.action = action
         self.skipped = 0
         self._batch: Any = None
-        self._finite: Tensor | None = None  # in an update only
+        self._losses: _Losses | None = None  # in an update only
 
     def before_train(self, runner: Runner) -> None:
         """Lets the optimizer's wrapper check each loss."""
@@ -62,16 +64,16 @@ class NonFiniteLossHook(Hook):
         update, step = wrapper.update_params, wrapper.step
 
         def update_and_check(loss: Tensor, *args: Any, **kwargs: Any) -> None:
-            finite = self._finite = _finite_everywhere(loss)
+            losses = self._losses = _Losses(loss)
             update(loss, *args, **kwargs)
-            self._finite = None
-            if not finite.item():
+            self._losses = None
+            if not losses.are_finite():
                 wrapper.zero_grad()
                 self._handle(runner, loss)
 
         def step_if_finite(*args: Any, **kwargs: Any) -> None:
             # A model that steps by itself, without an update, is not checked.
-            if self._finite is None or self._finite.item():
+            if self._losses is None or self._losses.are_finite():
                 step(*args, **kwargs)
 
         wrapper.update_params, wrapper.step = update_and_check, step_if_finite
@@ -81,37 +83,48 @@ class NonFiniteLossHook(Hook):
         self._batch = data_batch
 
     def _handle(self, runner: Runner, loss: Tensor) -> None:
-        model = runner.model.module if is_model_wrapper(runner.model) else runner.model
-        where = f"iteration {runner.iter + 1}: the loss is {loss.item()}"
-        if self.action == "skip" and not _damaged(model):
+        found = all_gather_object((loss.item(), _damaged(runner.model)))
+        losses, damaged = zip(*found, strict=True)
+        # Processes normalize their own batches, so one of them may be damaged and another not.
+        process = next(rank for rank, each in enumerate(losses) if not math.isfinite(each))
+        where = f"iteration {runner.iter + 1}: the loss is {losses[process]}"
+        if len(losses) > 1:
+            where += f" in process {process}"
+        if self.action == "skip" and not any(damaged):
             self.skipped += 1
             runner.message_hub.update_scalar("train/skipped_updates", self.skipped)
             runner.logger.warning(f"{where}; the update is skipped, {self.skipped} so far")
             return
+        cause = all_gather_object(first_non_finite(runner.model, self._batch))[process]
         raise UserError(
-            f"{where}; {first_non_finite(model, self._batch)}. The checkpoints saved before are "
-            "kept. A lower learning rate or optim_wrapper.clip_grad may help"
+            f"{where}; {cause}. The checkpoints saved before are kept. A lower learning rate or "
+            "optim_wrapper.clip_grad may help"
         )
 
 
 def first_non_finite(model: nn.Module, batch: Any) -> str:
-    """Says which parameter, or else which module's output on a batch, is the first not finite."""
-    for name, parameter in model.named_parameters():
+    """Says which parameter, or else which module's output on a batch, is the first not finite.
+
+    Args:
+        model: A model, or its wrapper for several processes, all of which must ask then.
+        batch: What the model's data preprocessor takes.
+    """
+    inner: Any = model.module if is_model_wrapper(model) else model
+    for name, parameter in inner.named_parameters():
         if not torch.isfinite(parameter).all():
-            return f"the parameter {name} is not finite"
+            return f"the parameter {_plain(name)} is not finite"
     found: list[str] = []
     handles = []
-    for name, module in model.named_modules():
+    for name, module in inner.named_modules():
 
         def check(module: nn.Module, _: Any, output: Any, name: str = name) -> None:
             if not found and not all(map(_is_finite, _tensors(output))):
-                found.append(f"{name or 'model'} ({type(module).__name__})")
+                found.append(f"{_plain(name) or 'model'} ({type(module).__name__})")
 
         handles.append(module.register_forward_hook(check))
     try:
         with torch.no_grad():
-            preprocess: Any = model.data_preprocessor
-            data = preprocess(batch, True)
+            data = inner.data_preprocessor(batch, True)
             model(**data, mode="loss") if isinstance(data, Mapping) else model(*data, mode="loss")
     finally:
         for handle in handles:
@@ -121,16 +134,32 @@ def first_non_finite(model: nn.Module, batch: Any) -> str:
     return f"the first module whose output is not finite is {found[0]}"
 
 
+def _plain(name: str) -> str:
+    """A module's name without those that FullyShardedDataParallel puts in front of its parts."""
+    return ".".join(part for part in name.split(".") if part != _SHARDED)
+
+
 def _damaged(model: nn.Module) -> bool:
     parameters = any(not torch.isfinite(each).all() for each in model.parameters())
     return parameters or any(torch.isnan(each).any().item() for each in model.buffers())
 
 
-def _finite_everywhere(loss: Tensor) -> Tensor:
-    """1 if the losses of all processes are finite, else 0; on a GPU, it may not be there yet."""
-    finite = torch.isfinite(loss.detach()).all().to(torch.float32).reshape(1)
-    all_reduce(finite, op="min")
-    return finite
+class _Losses:
+    """The losses of all processes, which tell each other while they compute gradients."""
+
+    def __init__(self, loss: Tensor) -> None:
+        self._finite = torch.isfinite(loss.detach()).all().to(torch.float32).reshape(1)
+        self._exchange: Any = None
+        if get_world_size() > 1:
+            self._finite = self._finite.to(get_comm_device())
+            smallest = distributed.ReduceOp.MIN
+            self._exchange = distributed.all_reduce(self._finite, smallest, async_op=True)
+
+    def are_finite(self) -> bool:
+        """Waits for the exchange."""
+        if self._exchange is not None:
+            self._exchange.wait()
+        return bool(self._finite.item())
 
 
 def _is_finite(tensor: Tensor) -> bool:

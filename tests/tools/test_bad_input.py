@@ -167,9 +167,9 @@ def test_other_files(
 
 def test_resuming_fsdp(line_of: Callable[..., str], tmp_path: Path) -> None:
     (tmp_path / "fsdp.py").write_text(TINY + "strategy = dict(type='FSDPStrategy')")
-    assert "FSDPStrategy cannot read the optimizer's state" in line_of(
-        train.main, "fsdp.py", "--resume"
-    )
+    message = "--resume: mmengine's FSDPStrategy cannot read the optimizer's state back"
+    assert message in line_of(train.main, "fsdp.py", "--resume")
+    assert message in line_of(train.main, "fsdp.py", "--cfg-options", "resume=True")
 
 
 def test_arguments(line_of: Callable[..., str], tiny: str) -> None:

@@ -141,6 +141,46 @@ def test_two_processes_that_fail_write_one_line(tmp_path: Path) -> None:
     assert "model.backbone.type='RedNt' is not a registered model" in done.stderr
 
 
+POISON = """
+import os
+from mmengine.hooks import Hook
+from mmengine.registry import HOOKS
+@HOOKS.register_module()
+class Poison(Hook):
+    priority = "VERY_HIGH"
+    def before_train_iter(self, runner, batch_idx, data_batch):
+        if os.environ["RANK"] == "1":
+            data_batch["inputs"] = data_batch["inputs"] * float("nan")
+"""
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="processes share the GPUs there are")
+@pytest.mark.parametrize("sharded", [False, True], ids=["DDP", "FSDP"])
+def test_a_loss_that_is_nan_in_one_of_two_processes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, sharded: bool
+) -> None:
+    pytest.importorskip("mmpretrain")
+    (tmp_path / "poison.py").write_text(POISON)
+    monkeypatch.setenv("PYTHONPATH", f"{tmp_path}:{ROOT}")
+    (tmp_path / "config.py").write_text(
+        f"_base_ = [{CONFIG!r}]\n"
+        "custom_imports = dict(imports=['rednet', 'poison'])\n"
+        "custom_hooks = [dict(type='Poison')]\n"
+        + "wrapper = dict(type='MMFullyShardedDataParallel', device_id='cpu')\n" * sharded
+        + "strategy = dict(type='FSDPStrategy', model_wrapper=wrapper)\n" * sharded
+        + "runner_type = 'FlexibleRunner'\n" * sharded
+    )
+    done = call(
+        tmp_path, "dist_train.sh", "config.py", "2", "--work-dir", str(tmp_path), *SHORT[:-1]
+    )
+    assert done.returncode == 2
+    [line] = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
+    assert "iteration 1: the loss is nan in process 1; the first module whose output" in line
+    assert "Traceback" not in done.stderr
+    unresumable = "this training cannot be resumed: mmengine's FSDPStrategy"
+    assert done.stdout.count(unresumable) == sharded
+
+
 def test_a_port_in_use_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with socket.socket() as taken:
         taken.bind(("", 0))
