@@ -41,7 +41,6 @@ class Problem(NamedTuple):
         image: Height and width of the input.
         output: Height and width of the output.
         geometry: The window.
-        reduced_channels: Channels of the map that ``'generate'`` makes the weight from.
     """
 
     operation: str
@@ -53,7 +52,6 @@ class Problem(NamedTuple):
     image: Pair
     output: Pair
     geometry: Geometry
-    reduced_channels: int = 0
 
     @classmethod
     def read(

@@ -104,7 +104,6 @@ def _problem(input: Tensor, reduced: Tensor, groups: int, geometry: Geometry) ->
         (input.shape[2], input.shape[3]),
         (reduced.shape[2], reduced.shape[3]),
         geometry,
-        reduced.shape[1],
     )
 
 

@@ -11,7 +11,12 @@ import pytest
 import torch
 from mmengine.logging import HistoryBuffer
 
-from rednet.checkpoint.reading import can_name_types, read_state_dict, require_weights_only
+from rednet.checkpoint.reading import (
+    can_name_types,
+    read_meta,
+    read_state_dict,
+    require_weights_only,
+)
 from rednet.errors import UserError
 
 pytestmark = pytest.mark.skipif(
@@ -133,6 +138,16 @@ def test_a_checkpoint_without_weights(tmp_path: Path, content: object) -> None:
     torch.save(content, path)
     with pytest.raises(UserError, match="none.pth holds no state_dict[,:]"):
         read_state_dict(path)
+
+
+def test_the_state_of_a_training(tmp_path: Path) -> None:
+    path = tmp_path / "epoch_1.pth"
+    torch.save(dict(meta=dict(epoch=1, iter=8), state_dict={}), path)
+    assert read_meta(path) == dict(epoch=1, iter=8)
+    for meta in (dict(epoch=1), dict(iter=8, seed=0), None):
+        torch.save(dict(meta=meta, state_dict={}), path)
+        with pytest.raises(UserError, match="holds weights without the state of a training"):
+            read_meta(path)
 
 
 def test_a_checkpoint_that_is_not_there(tmp_path: Path) -> None:

@@ -287,6 +287,8 @@ def test_a_wrong_input_is_named(name: str) -> None:
         layer(torch.ones(2, IN_CHANNELS + 1, 5, 5))
     with pytest.raises(ValueError, match="input of 1 x 1 is too small"):
         build(name, IN_CHANNELS, OUT_CHANNELS, 3)(torch.ones(2, IN_CHANNELS, 1, 1))
+    with pytest.raises(ValueError, match="input of 5 x 4 is too small"):
+        build(name, IN_CHANNELS, OUT_CHANNELS, 3, dilation=2)(torch.ones(2, IN_CHANNELS, 5, 4))
 
 
 @pytest.mark.parametrize(

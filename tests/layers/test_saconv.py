@@ -184,6 +184,20 @@ def test_deformable_for_any_batch(batch: int) -> None:
         torch.testing.assert_close(layer(image[index : index + 1]), output[index : index + 1])
 
 
+@needs_operators
+@pytest.mark.parametrize("stride", [2, (1, 3)])
+@pytest.mark.parametrize("size", [(1, 7), (7, 1), (2, 1)])
+def test_deformable_on_images_smaller_than_the_kernel(
+    stride: object, size: tuple[int, int]
+) -> None:
+    arguments = dict(stride=stride, padding=2, use_deform=True)
+    layer = SAConv2d(4, 6, 5, **arguments).double()  # new: its offsets are zero
+    plain = SAConv2d(4, 6, 5, **arguments | dict(use_deform=False)).double()
+    plain.load_state_dict(layer.state_dict(), strict=False)
+    image = torch.randn(2, 4, *size, dtype=torch.float64)
+    torch.testing.assert_close(layer(image), plain(image))
+
+
 @pytest.mark.parametrize(("batch", "step"), [(1, 1), (6, 6), (33, 11), (64, 32), (37, 1)])
 def test_deformable_takes_as_many_images_as_mmcv(batch: int, step: int) -> None:
     assert saconv._step(batch) == step

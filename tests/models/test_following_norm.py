@@ -62,6 +62,15 @@ def test_plain_weights_load_with_their_norms(bias: bool, use_affine: bool, loade
     torch.testing.assert_close(ours.eval()(image), plain(image), rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize("use_affine", [True, False])
+def test_a_norm_without_scale_loads(use_affine: bool) -> None:
+    plain = network(bias=True, affine=False).eval()
+    ours = swap_conv(network(bias=True), dict(ACB, use_affine=use_affine), take_norm=True)
+    ours.load_state_dict(plain.state_dict())
+    image = torch.rand(2, 4, 9, 9)
+    torch.testing.assert_close(ours.eval()(image), plain(image), rtol=1e-4, atol=1e-5)
+
+
 def test_training_wakes_the_thin_kernels() -> None:
     ours = swapped()
     ours.load_state_dict(network().state_dict())

@@ -116,6 +116,23 @@ def test_forward_mode_follows_the_product_rule(tensors: list[Tensor]) -> None:
     assert_close(tangent, _product_rule(tensors))
 
 
+@pytest.mark.parametrize(
+    ("weight", "error", "message"),
+    [
+        # PyTorch's operators would repeat the one kernel, or convert the numbers.
+        (torch.ones(2, 2, 3, 3, 1, 1), ValueError, "each of the 5 x 5 output pixels .*, got 1 x 1"),
+        (torch.ones(2, 2, 3, 3, 5, 5).double(), TypeError, "float32 and torch.float64"),
+    ],
+    ids=["size", "dtype"],
+)
+def test_bad_arguments_are_named_here_too(
+    weight: Tensor, error: type[Exception], message: str
+) -> None:
+    input = torch.ones(2, 4, 5, 5)
+    with pytest.raises(error, match=message):
+        torch.func.jvp(lambda image: involution2d(image, weight, padding=1), (input,), (input,))
+
+
 def _loss(input: Tensor, weight: Tensor) -> Tensor:
     return _involution(input, weight).square().sum()
 

@@ -33,16 +33,21 @@ import pytest
 from mutations import mutations
 
 ROOT = Path(__file__).resolve().parents[2]
-CHECKPOINT_HOOKS = [
-    f"rednet/engine/{name}.py"
-    for name in (
-        *("safe_checkpoint_hook", "whole_checkpoint_hook", "backbone_checkpoint_hook"),
-        "bare_weights_hook",
-    )
+AROUND_CHECKPOINTS = [
+    "rednet/files.py",
+    "rednet/engine/safe_checkpoint_hook.py",
+    "rednet/engine/whole_checkpoint_hook.py",
+    "rednet/engine/backbone_checkpoint_hook.py",
+    "rednet/engine/bare_weights_hook.py",
 ]
 # Only a GPU executes these, or their source is compiled from the file and a mutant never seen.
 LEFT_OUT = ("rednet/ops/cuda/", "rednet/ops/triton/")
-TESTS = ["tests/ops", "tests/layers", "tests/checkpoint", "tests/engine", "tests/deploy"]
+TESTS = [
+    *("tests/ops", "tests/layers", "tests/checkpoint", "tests/engine", "tests/deploy"),
+    *("tests/test_files.py", "tests/test_flops.py", "tests/cli/test_pretrained.py"),
+    "tests/models/test_following_norm.py",
+]
+OURS = ("rednet", "tests", "tools")
 UNTRACED = ("test_cuda", "test_triton", "test_onnx", "test_distributed", "test_in_other_tools")
 MOST_SECONDS = 10.0
 
@@ -75,7 +80,7 @@ def find_mutants() -> list[Mutant]:
     """All mutants of the operators, the layers and the code around checkpoints."""
     rooms = ("rednet/ops", "rednet/layers", "rednet/checkpoint")
     files = [path for room in rooms for path in sorted((ROOT / room).rglob("*.py"))]
-    names = [path.relative_to(ROOT).as_posix() for path in files] + CHECKPOINT_HOOKS
+    names = [path.relative_to(ROOT).as_posix() for path in files] + AROUND_CHECKPOINTS
     found = []
     for name in names:
         if name.startswith(LEFT_OUT):
@@ -242,16 +247,19 @@ def trace_tests(path: Path) -> int:
 def list_modules(path: Path) -> int:
     """Writes what the tests import; for the child."""
     run_tests(TESTS, object(), "--collect-only")
-    modules = [name for name in sys.modules if name.split(".")[0] not in ("rednet", "tests")]
+    modules = [name for name in sys.modules if name.split(".")[0] not in OURS]
     path.write_text("\n".join(modules))
     return 0
 
 
 def import_everything(names: list[str]) -> None:
-    """Imports what the tests import, so that no child does."""
+    """Imports what the tests import, so that no child does, but nothing that can be a mutant."""
     for name in names:
         with suppress(Exception):  # some names are not modules' real ones
             importlib.import_module(name)
+    imported = [name for name in sys.modules if name.split(".")[0] in OURS]
+    if imported:
+        raise RuntimeError(f"children would not see mutants: {imported[0]} is imported")
 
 
 def try_all(mutants: list[Mutant], executed: dict[str, Any], results: Path, jobs: int) -> None:

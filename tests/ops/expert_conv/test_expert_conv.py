@@ -127,12 +127,19 @@ def test_equals_one_convolution_a_sample(
     assert_close(output, _reference(**tensors, window=window))
 
 
+def test_a_window_moves_by_one_pixel_without_padding_by_default() -> None:
+    tensors, window = _case(dict(size=(3, 2), stride=1, padding=0, dilation=1, groups=1))
+    assert_close(_mixed(**tensors), _reference(**tensors, window=window))
+
+
 @pytest.mark.parametrize(
     "changed", [dict(padding=1), dict(size=(1, 2)), dict(size=(2, 1))], ids=str
 )
 def test_more_than_one_pixel_is_no_matrix_product(changed: dict) -> None:
     pointwise = dict(size=(1, 1), stride=1, padding=0, dilation=1, groups=1)
     tensors, window = _case(pointwise | changed)
+    assert forms.is_pointwise((1, 1), Window())
+    assert not forms.is_pointwise(tensors["experts"].shape[3:], window)
     assert_close(_mixed(**tensors, window=window), _reference(**tensors, window=window))
 
 
@@ -339,6 +346,7 @@ def test_compile_has_no_graph_break(tile: None) -> None:
         ((64, 512, 7, 7), 512, 2, (2, 512)),  # groups are not divided
         ((64, 16, 224, 224), 16, 1, (3, 16)),  # large images: a few of them
         ((2, 16, 512, 512), 16, 1, (1, 16)),  # at least one
+        ((64, 16, 128, 128), 64, 1, (2, 64)),  # the output is the larger image
     ],
 )
 def test_tiles(
