@@ -21,6 +21,10 @@ class ImageError(UserError):
     """An image file cannot be read."""
 
 
+class DifferentOutputError(UserError, RuntimeError):
+    """A model that was rewritten, such as a fused one, does not compute what it did before."""
+
+
 class MissingDependencyError(UserError, ImportError):
     """An optional package is needed and not installed."""
 

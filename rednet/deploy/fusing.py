@@ -13,7 +13,7 @@ from mmcv.cnn import ConvModule
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from rednet.errors import ArgumentError
+from rednet.errors import ArgumentError, DifferentOutputError
 from rednet.layers.acblock import ACBlock
 from rednet.layers.base import ConvLayer
 from rednet.layers.folding import fold, is_foldable, scale_and_shift
@@ -55,8 +55,8 @@ def switch_to_deploy(model: nn.Module, run: Callable[[nn.Module], Any] | None = 
 
     Raises:
         ArgumentError: If the model does not run on random images, or its output is not finite.
-        RuntimeError: If an output has changed. The message names the layer that changed most. The
-            model is then unusable.
+        DifferentOutputError: If an output has changed. The message names the layer that changed
+            most. The model is then unusable.
 
     Examples:
         >>> from torch import nn
@@ -247,12 +247,12 @@ def _tensors(output: Any) -> list[Tensor]:
 def _check(errors: Mapping[str, float], change: float, tolerance: float) -> None:
     worst = max(errors, key=errors.__getitem__, default="")
     if errors and not errors[worst] <= tolerance:
-        raise RuntimeError(
+        raise DifferentOutputError(
             f"{worst or 'the layer'} computes something else after it was fused: its output is off "
             f"by {errors[worst]:.2g} of its norm, allowed are {tolerance:.2g}"
         )
     if not change <= tolerance:
-        raise RuntimeError(
+        raise DifferentOutputError(
             f"the fused model's output is off by {change:.2g} of its norm, allowed are "
             f"{tolerance:.2g}, though each fused layer by itself agrees (the worst, {worst}, is "
             f"off by {errors.get(worst, 0.0):.2g}): some norm does not follow the convolution that "

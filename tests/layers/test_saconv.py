@@ -198,6 +198,18 @@ def test_deformable_on_images_smaller_than_the_kernel(
     torch.testing.assert_close(layer(image), plain(image))
 
 
+@pytest.mark.parametrize(
+    ("size", "padded", "grown"),
+    [((1, 7), (5, 7), (2, 0)), ((7, 1), (7, 7), (0, 2)), ((5, 5), (5, 5), (0, 0))],
+)
+def test_mmcvs_operator_gets_images_of_the_kernels_size(
+    size: tuple[int, int], padded: tuple[int, int], grown: tuple[int, int]
+) -> None:
+    image, more = saconv._at_least(torch.ones(1, 1, *size), (5, 5), (2, 3))
+    assert (*image.shape[2:],) == padded and more == grown
+    assert image.sum() == size[0] * size[1]
+
+
 @pytest.mark.parametrize(("batch", "step"), [(1, 1), (6, 6), (33, 11), (64, 32), (37, 1)])
 def test_deformable_takes_as_many_images_as_mmcv(batch: int, step: int) -> None:
     assert saconv._step(batch) == step

@@ -5,7 +5,9 @@ from pathlib import Path
 import pytest
 import torch
 from mmengine.config import Config
+from mmengine.model import BaseModule
 from mmengine.registry import MODELS
+from torch import Tensor, nn
 
 from rednet.cli.command import run
 from tests.forked_programs import run_tool
@@ -47,6 +49,57 @@ def test_the_files_give_the_trained_models_outputs(tmp_path: Path) -> None:
     fused.load_state_dict(checkpoint["state_dict"], strict=True)
     image = torch.randn(1, 3, 32, 32)
     torch.testing.assert_close(fused(image)[0], trained(image)[0], rtol=1e-3, atol=1e-3)
+
+
+class NormFirst(BaseModule):
+    """A norm that does not follow the convolution that is registered before it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.norm = nn.Conv2d(3, 3, 3), nn.BatchNorm2d(3)
+
+    def forward(self, image: Tensor) -> Tensor:
+        return self.conv(self.norm(image))
+
+
+class Unsaved(BaseModule):
+    """A factor that is not in the checkpoint."""
+
+    built = 0
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.norm = nn.Conv2d(3, 3, 3), nn.BatchNorm2d(3)
+        Unsaved.built += 1
+        self.factor = Unsaved.built
+
+    def forward(self, image: Tensor) -> Tensor:
+        return self.factor * self.norm(self.conv(image))
+
+
+@pytest.mark.parametrize(
+    ("model", "message"),
+    [
+        (NormFirst, "some norm does not follow the convolution that is registered before it"),
+        (Unsaved, "fused.py would build differs from the fused model, so nothing is written: Tens"),
+    ],
+)
+def test_a_deployed_model_that_differs_is_not_written(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    model: type[nn.Module],
+    message: str,
+) -> None:
+    monkeypatch.setitem(MODELS.module_dict, "Different", model)
+    source = tmp_path / "config.py"
+    source.write_text('model = dict(type="Different")')
+    torch.save(randomized(model()).state_dict(), tmp_path / "trained.pth")
+    arguments = [source, tmp_path / "trained.pth", tmp_path / "fused", "--shape", "8"]
+    assert run(switch_to_deploy.main, [str(each) for each in arguments]) == 2
+    [line] = capsys.readouterr().err.splitlines()
+    assert message in line
+    assert {path.name for path in tmp_path.iterdir()} == {"config.py", "trained.pth"}
 
 
 def test_a_checkpoint_of_another_model_is_refused(

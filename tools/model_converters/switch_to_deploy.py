@@ -25,6 +25,7 @@ from rednet.cli.command import run
 from rednet.cli.config import import_rednet, read_config
 from rednet.cli.model import build_model, image_channels, load_weights, with_preprocessor
 from rednet.cli.paths import check_checkpoint, check_output
+from rednet.errors import DifferentOutputError
 from rednet.files import write_file
 
 
@@ -44,7 +45,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     fused = switch_to_deploy(model, lambda model: _features(model, images))
     checkpoint, deployed = f"{args.out_prefix}.pth", f"{args.out_prefix}.py"
     text = _config_text(config, checkpoint)
-    _check(fused, text, images)
+    _check(fused, text, images, deployed)
     write_checkpoint(checkpoint, {"meta": meta, "state_dict": fused.state_dict()})
     write_file(deployed, text.encode())
     print(f"{before}\n-> {_size(fused)}\nwrote {deployed} and {checkpoint}")
@@ -90,12 +91,17 @@ def _config_text(config: Config, checkpoint: str) -> str:
     return config.pretty_text
 
 
-def _check(model: nn.Module, text: str, images: Tensor) -> None:
+def _check(model: nn.Module, text: str, images: Tensor, path: str) -> None:
     """Builds the model from what will be written, before any file is."""
     written = build_model(with_preprocessor(Config.fromstring(text, ".py")))
-    written.load_state_dict(model.state_dict(), strict=True)
-    with torch.no_grad():
-        torch.testing.assert_close(_features(written, images), _features(model, images))
+    try:
+        written.load_state_dict(model.state_dict(), strict=True)
+        with torch.no_grad():
+            torch.testing.assert_close(_features(written, images), _features(model, images))
+    except (RuntimeError, AssertionError) as error:
+        raise DifferentOutputError(
+            f"what {path} would build differs from the fused model, so nothing is written: {error}"
+        ) from error
 
 
 if __name__ == "__main__":
