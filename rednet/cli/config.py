@@ -3,30 +3,17 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from mmengine.config import Config
-from mmengine.optim import OptimWrapper
-from mmengine.registry import (
-    DATASETS,
-    HOOKS,
-    LOG_PROCESSORS,
-    METRICS,
-    MODELS,
-    OPTIM_WRAPPERS,
-    OPTIMIZERS,
-    RUNNERS,
-    VISUALIZERS,
-    Registry,
-)
-from mmengine.runner import EpochBasedTrainLoop, IterBasedTrainLoop, Runner
+from mmengine.registry import RUNNERS
+from mmengine.runner import Runner
 from mmengine.utils import import_modules_from_strings
-from torch.utils.data import DataLoader
 
 from rednet.cli.config_file import read_file
-from rednet.cli.config_keys import LOADERS, fields
+from rednet.cli.config_keys import constructor_of, fields
 from rednet.cli.failures import text_for_number
 from rednet.cli.suggestions import did_you_mean
 from rednet.errors import UserError
@@ -55,26 +42,6 @@ OTHER_FIELDS = (
 )
 # Variables of many configs whose names resemble those of fields.
 VARIABLES = ("models", "test_pipeline", "train_pipeline", "val_pipeline")
-# The registry in which the types of a field are registered.
-REGISTRIES: dict[str, Registry] = {
-    "model": MODELS,
-    "train_dataloader": DATASETS,
-    "val_dataloader": DATASETS,
-    "test_dataloader": DATASETS,
-    "val_evaluator": METRICS,
-    "test_evaluator": METRICS,
-    "optim_wrapper": OPTIM_WRAPPERS,
-    "default_hooks": HOOKS,
-    "custom_hooks": HOOKS,
-    "visualizer": VISUALIZERS,
-    "log_processor": LOG_PROCESSORS,
-}
-# Keys that mmengine removes before it calls the class, and those of the class that --amp uses.
-TAKEN_OUT = {
-    "dataloader": {"dataset", "sampler", "batch_sampler", "num_batch_per_epoch"},
-    "train_cfg": {"by_epoch"},
-    "optim_wrapper": {"optimizer", "constructor", "paramwise_cfg", "loss_scale", "dtype"},
-}
 
 
 def read_config(path: str, options: Mapping[str, Any] | None = None) -> tuple[Config, list[str]]:
@@ -96,8 +63,8 @@ def read_config(path: str, options: Mapping[str, Any] | None = None) -> tuple[Co
     if not Path(path).is_file():
         raise UserError(f"there is no config file {path}{_similar_configs(path)}")
     config = read_file(path)
-    check_fields(config)
     if not options:
+        check_fields(config)
         return config, []
     original = Config(config.to_dict())
     try:
@@ -107,6 +74,7 @@ def read_config(path: str, options: Mapping[str, Any] | None = None) -> tuple[Co
     if any(key.startswith("custom_imports") for key in options):
         _import_modules(config)
     check_option_keys(original, config, options)
+    check_fields(config)
     return config, follow_data_root(original, config, options)
 
 
@@ -167,10 +135,9 @@ def check_numbers(config: Config) -> None:
         UserError: With the key and its value.
     """
     for key, node in fields(dict(config.items()), ""):
-        parents = key.split(".")
         if not isinstance(node, Mapping):
             continue
-        constructor = _constructor(parents, node, config.get("default_scope"))
+        constructor = constructor_of(key, node, config.get("default_scope"))
         name = text_for_number(node, constructor)
         if name is not None:
             raise UserError(f"{key}.{name} must be a number, got {node[name]!r}")
@@ -181,12 +148,10 @@ def check_numbers(config: Config) -> None:
 
 
 def check_option_keys(original: Config, config: Config, options: Collection[str]) -> None:
-    """Refuses a key that nothing would read.
+    """Refuses a key whose first part is not a field that the runner or a tool reads.
 
-    mmengine adds any new key to a config. Here the first part of a key has to be a field that the
-    runner or a tool reads, and not a variable of the file, whose value is elsewhere by now. Each
-    other part that is new has to be an argument of the class that its parent names; and where the
-    options name another class than the file, what is left of the file has to be.
+    mmengine adds any new key to a config, and a variable of the file has been used by now. Other
+    parts are arguments of a class, which is built and refuses unknown ones itself.
 
     Args:
         original: The config as the file gives it.
@@ -196,100 +161,22 @@ def check_option_keys(original: Config, config: Config, options: Collection[str]
     Raises:
         UserError: If a key fails, with the names that it may have been meant as.
     """
-    before, after = original.to_dict(), config.to_dict()
-    known = _fields(after.get("runner_type", "Runner"))
+    known = _fields(config.get("runner_type", "Runner"))
     for key in options:
-        parts = key.split(".")
-        head = parts[0]
+        head = key.partition(".")[0]
         if head not in known:
             advice = (
                 "; change the fields that the file makes from it"
-                if head in before
+                if head in original
                 else did_you_mean(head, known)
             )
             raise UserError(f"--cfg-options {key}: nothing reads the field {head!r}{advice}")
-        for depth in range(1, len(parts)):
-            _check_part(key, depth, before, after)
-
-
-def _check_part(key: str, depth: int, before: Mapping, after: Mapping) -> None:
-    """Checks one part of a key, and what its parent keeps of the file under another class."""
-    *parents, name = key.split(".")[: depth + 1]
-    old, new = _descend(before, parents), _descend(after, parents)
-    if not isinstance(new, Mapping):
-        return
-    allowed = _arguments(parents, new, after.get("default_scope"))
-    if allowed is None:
-        return
-    old = old if isinstance(old, Mapping) else {}
-    trusted = old if old.get("type") == new.get("type") else {}
-    unread = [each for each in new if each not in trusted and each not in allowed]
-    parent = ".".join(parents)
-    if name in unread:
-        raise UserError(
-            f"--cfg-options {key}: {parent} has no {name!r}{did_you_mean(name, allowed)}"
-        )
-    left = [repr(each) for each in unread if each in old]
-    if left:
-        raise UserError(
-            f"--cfg-options {key}: {new['type']} does not accept {', '.join(left)}, which the file "
-            f"has for {old.get('type')}; {parent}._delete_=True replaces it as a whole"
-        )
 
 
 def _fields(runner_type: str) -> set[str]:
     """The fields that are read where a config names this class of runner."""
     runner = RUNNERS.get(runner_type) or Runner
     return {*inspect.signature(runner).parameters, *OTHER_FIELDS} - {"cfg"}
-
-
-def _descend(node: Any, parts: Iterable[str]) -> Any:
-    for part in parts:
-        if isinstance(node, (list, tuple)) and part.isdigit() and int(part) < len(node):
-            node = node[int(part)]
-        else:
-            node = node.get(part) if isinstance(node, Mapping) else None
-    return node
-
-
-def _arguments(parents: list[str], parent: Mapping, scope: str | None) -> set[str] | None:
-    """The keys that the dict at ``parents`` may have, or None where that cannot be told."""
-    if parents == ["default_hooks"]:  # the Runner has none of another name to complete
-        return {name for name, hook in parent.items() if not _lacks_type(hook)}
-    constructor = _constructor(parents, parent, scope)
-    if constructor is None:
-        return None
-    parameters = inspect.signature(constructor).parameters.values()
-    if any(each.kind is each.VAR_KEYWORD for each in parameters):
-        return None
-    taken_out = next(
-        (keys for suffix, keys in TAKEN_OUT.items() if parents[-1].endswith(suffix)), set()
-    )
-    if REGISTRIES.get(parents[0]) is HOOKS:
-        taken_out = {"priority"}
-    return {each.name for each in parameters} | taken_out | {"type", "_scope_"}
-
-
-def _lacks_type(config: Any) -> bool:
-    return isinstance(config, Mapping) and "type" not in config
-
-
-def _constructor(parents: list[str], parent: Mapping, scope: str | None) -> Any:
-    if parents == ["train_cfg"] and "type" not in parent:
-        return EpochBasedTrainLoop if parent.get("by_epoch", True) else IterBasedTrainLoop
-    if len(parents) == 1 and parents[0] in LOADERS:
-        return DataLoader
-    if parents == ["optim_wrapper"] and "type" not in parent:
-        return OptimWrapper
-    registry = OPTIMIZERS if parents[-1] == "optimizer" else REGISTRIES.get(parents[0])
-    # mmcv's builders take keys of their own out of norm_cfg and its like; pipelines have another
-    # registry.
-    if registry is None or parents[-1].endswith("_cfg") or "pipeline" in parents:
-        return None
-    if not isinstance(parent.get("type"), str):
-        return None
-    with registry.switch_scope_and_registry(scope) as scoped:
-        return scoped.get(parent["type"])
 
 
 # ---- data_root

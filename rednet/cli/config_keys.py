@@ -10,9 +10,42 @@ from types import FrameType
 from typing import Any
 
 from mmengine.config import Config
-from mmengine.registry import Registry
+from mmengine.optim import OptimWrapper
+from mmengine.registry import (
+    DATASETS,
+    HOOKS,
+    LOG_PROCESSORS,
+    METRICS,
+    MODELS,
+    OPTIM_WRAPPERS,
+    OPTIMIZERS,
+    VISUALIZERS,
+    Registry,
+)
+from mmengine.runner import EpochBasedTrainLoop, IterBasedTrainLoop, LogProcessor
+from torch.utils.data import DataLoader
 
 LOADERS = ("train_dataloader", "val_dataloader", "test_dataloader")
+# The registry in which the types of a field are registered.
+_REGISTRIES: dict[str, Registry] = {
+    "model": MODELS,
+    "train_dataloader": DATASETS,
+    "val_dataloader": DATASETS,
+    "test_dataloader": DATASETS,
+    "val_evaluator": METRICS,
+    "test_evaluator": METRICS,
+    "optim_wrapper": OPTIM_WRAPPERS,
+    "default_hooks": HOOKS,
+    "custom_hooks": HOOKS,
+    "visualizer": VISUALIZERS,
+    "log_processor": LOG_PROCESSORS,
+}
+# The classes of fields that need no type.
+_WITHOUT_TYPE: dict[str, type] = {
+    **dict.fromkeys(LOADERS, DataLoader),
+    "optim_wrapper": OptimWrapper,
+    "log_processor": LogProcessor,
+}
 
 
 @dataclass(frozen=True)
@@ -73,6 +106,31 @@ def fields(node: Any, key: str) -> Iterator[tuple[str, Any]]:
         inner = f"{key}.{name}" if key else str(name)
         yield inner, value
         yield from fields(value, inner)
+
+
+def constructor_of(key: str, node: Mapping[str, Any], scope: str | None) -> Any:
+    """The class or function that a dict of a config is for, or None where that cannot be told.
+
+    Args:
+        key: Its dotted key.
+        node: The dict.
+        scope: The library whose types have no prefix.
+    """
+    parts = key.split(".")
+    head, last = parts[0], parts[-1]
+    if key == "train_cfg" and "type" not in node:
+        return EpochBasedTrainLoop if node.get("by_epoch", True) else IterBasedTrainLoop
+    if key in LOADERS or "type" not in node:
+        return _WITHOUT_TYPE.get(key)
+    registry = OPTIMIZERS if last == "optimizer" else _REGISTRIES.get(head)
+    # mmcv's builders take keys of their own out of norm_cfg and its like; pipelines have another
+    # registry.
+    if registry is None or last.endswith("_cfg") or "pipeline" in parts:
+        return None
+    if not isinstance(node["type"], str):
+        return None
+    with registry.switch_scope_and_registry(scope) as scoped:
+        return scoped.get(node["type"])
 
 
 def _built(frame: FrameType) -> list[Any]:

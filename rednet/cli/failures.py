@@ -21,7 +21,14 @@ from mmengine.runner import Runner
 from mmengine.runner.base_loop import BaseLoop
 from torch import distributed as dist
 
-from rednet.cli.config_keys import LOADERS, Place, config_of, find_place, frames_of
+from rednet.cli.config_keys import (
+    LOADERS,
+    Place,
+    config_of,
+    constructor_of,
+    find_place,
+    frames_of,
+)
 from rednet.cli.suggestions import did_you_mean
 from rednet.errors import UserError
 
@@ -236,7 +243,9 @@ def _wrong_argument(error: BaseException, place: Place) -> str | None:
     unexpected, missing = _UNEXPECTED.search(str(error)), _MISSING.search(str(error))
     if unexpected and unexpected[1] in place.node:
         field = unexpected[1]
-        advice = did_you_mean(field, _parameters(place.constructor))
+        constructor = place.constructor or constructor_of(place.key, place.node, None)
+        advice = did_you_mean(field, _parameters(constructor))
+        advice = advice or f"; {place.key}._delete_=True replaces an inherited dict as a whole"
         return (
             f"{place.key}.{field}={_short(place.node[field])}: {name} has no argument {field!r}"
             f"{advice}"

@@ -32,7 +32,7 @@ _PRETRAINED = re.compile(r"\.init_cfg(\.\d+)?\.checkpoint$")
 
 
 def check_config(config: Config, loaders: Sequence[str]) -> list[str]:
-    """Checks the libraries, data, classes and checkpoints that a config needs.
+    """Checks the data, classes and checkpoints that a config needs.
 
     Args:
         config: The config. Top-k accuracies with k larger than the number of classes are removed.
@@ -46,7 +46,6 @@ def check_config(config: Config, loaders: Sequence[str]) -> list[str]:
             and what to do.
     """
     scope = config.get("default_scope")
-    check_scope(scope)
     check_pretrained(config)
     folders = {}
     coco_notes: list[str] = []
