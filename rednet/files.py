@@ -10,6 +10,8 @@ from pathlib import Path
 
 from rednet.errors import UserError
 
+_PART = ".part"
+
 
 def write_file(path: str | Path, content: bytes) -> None:
     """Writes a file aside in the same directory, then renames it to its name.
@@ -28,6 +30,16 @@ def write_file(path: str | Path, content: bytes) -> None:
         _write_aside_and_rename(target, content)
 
 
+def remove_parts(folder: str | Path) -> None:
+    """Removes what :func:`write_file` left in a directory where its process was killed.
+
+    Args:
+        folder: The directory, in which no other process writes at the moment.
+    """
+    for part in Path(folder).glob(f".*{_PART}"):
+        part.unlink(missing_ok=True)
+
+
 @contextmanager
 def failing_as_user_error(path: str | Path) -> Iterator[None]:
     """Turns an error of the disk, while a file is written, into one that names the file.
@@ -42,7 +54,7 @@ def failing_as_user_error(path: str | Path) -> Iterator[None]:
 
 
 def _write_aside_and_rename(target: Path, content: bytes) -> None:
-    aside, name = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.", suffix=".part")
+    aside, name = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.", suffix=_PART)
     try:
         with open(aside, "wb") as file:
             file.write(content)

@@ -14,7 +14,7 @@ from mmengine.hooks import CheckpointHook
 from mmengine.runner import Runner
 
 from rednet.checkpoint.writing import INTERRUPTED, LAST_CHECKPOINT
-from rednet.files import write_file
+from rednet.files import remove_parts, write_file
 from rednet.registry import HOOKS
 
 LOCAL_BACKEND = "rednet_safe_local"
@@ -52,7 +52,7 @@ class SafeCheckpointHook(CheckpointHook):
     ``max_keep_ckpts`` and ``save_best`` make superfluous are removed only after the new checkpoint
     is complete, and only in the directory of the checkpoints, wherever a resumed checkpoint says
     that its best was. ``last_checkpoint`` is replaced in one step and holds a name relative to the
-    work directory.
+    work directory. What a killed run has left of a file is removed when a training begins.
 
     The arguments are those of ``CheckpointHook``. Remote directories (``out_dir='s3://...'``) and
     other ``backend_args`` are written as mmengine writes them.
@@ -77,7 +77,7 @@ class SafeCheckpointHook(CheckpointHook):
             runner._load_from = str(named)
 
     def before_train(self, runner: Runner) -> None:
-        """Chooses how files are written."""
+        """Chooses how files are written, and removes parts that a killed run has left."""
         self._later = _LaterRemoval()
         self._local = "://" not in str(self.out_dir or runner.work_dir)
         if self._local and self.backend_args is None and self.file_client_args is None:
@@ -85,6 +85,9 @@ class SafeCheckpointHook(CheckpointHook):
         super().before_train(runner)
         if self._local:
             self.file_backend = self._later
+            if is_main_process():
+                for folder in {self.out_dir, runner.work_dir}:
+                    remove_parts(folder)
 
     def before_save_checkpoint(self, runner: Runner, checkpoint: dict[str, Any]) -> None:
         """Leaves functions out of the schedulers' states: ``weights_only`` would refuse them.
