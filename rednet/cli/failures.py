@@ -133,6 +133,11 @@ def outside_problem(error: BaseException) -> str | None:
         return _data_problem(frames, error)
     if _lost_a_process(error):
         return f"another process of this run ended, or cannot be reached: {_first(text)}"
+    if "more than 1 value per channel when training" in text:
+        return (
+            "batch norms cannot train on a batch of one image, which the last of an epoch is: "
+            f"train_dataloader.drop_last=True leaves it out, or change batch_size ({_first(text)})"
+        )
     if isinstance(error, URLError):
         address = next(
             (each.f_locals["url"] for each in frames if "url" in each.f_locals), "a file"

@@ -52,7 +52,7 @@ FILES = {
 OPTIONS = {
     "model.type=ImageClasifier": "model.type='ImageClasifier' is not a registered model",
     "model.backbone.type=RedNt": "model.backbone.type='RedNt' is not a registered model",
-    "model.backbone.depht=26": "model.backbone.depht=26: no argument 'depht'; did you mean depth?",
+    "model.backbone.depht=26": "no argument 'depht'; did you mean depth?",
     "model.backbone.norm.eps=1": "model.backbone.norm=dict(eps=1): RedNet has no argument 'norm'",
     "model.backbon.depth=26": "ImageClassifier has no argument 'backbon'; did you mean backbone?",
     "model.backbone.groups=2": "has no argument 'groups'; model.backbone._delete_=True replaces",
@@ -85,6 +85,7 @@ OPTIONS = {
     "train_dataloader=None": "should be either all None or not None",
     "train_dataloader.batch_size=0": "train_dataloader.batch_size=0: batch_size should",
     "train_dataloader.batch_size=x": "train_dataloader.batch_size must be a number",
+    "train_dataloader.dataset.indices=3": "batch norms cannot train on a batch of one image, which",
     "train_dataloader.num_workers=x": "train_dataloader.num_workers",
     "train_dataloader.num_workers=-1": "train_dataloader.num_workers=-1: num_workers option",
     "train_dataloader.sampler.type=Sampler": "train_dataloader.sampler.type='Sampler' is not",
