@@ -55,6 +55,10 @@ class Involution2d(ConvLayer):
         norm_cfg: Config of the bottleneck's normalization.
         init_cfg: Config of mmengine's initialization of the convolutions, such as
             ``dict(type='Xavier', distribution='uniform')``; None for Kaiming.
+        regenerate_weight: Whether the backward pass generates the kernels again, so that training
+            does not keep them: they have ``K * K / group_channels`` times the size of the output.
+            They are kept nevertheless where a graph is traced, under torch.func, and where
+            ``conv2``, which generates them, was replaced or has hooks.
 
     Shape:
         - Input: (N, in_channels, H, W)
@@ -81,6 +85,7 @@ class Involution2d(ConvLayer):
         reduction_ratio: int = REDUCTION_RATIO,
         norm_cfg: dict | None = None,
         init_cfg: dict | None = None,
+        regenerate_weight: bool = True,
     ) -> None:
         super().__init__(
             in_channels, out_channels, kernel_size, stride, padding, dilation, groups, padding_mode
@@ -88,6 +93,7 @@ class Involution2d(ConvLayer):
         self.group_channels = positive_int("group_channels", group_channels)
         self.reduction_ratio = positive_int("reduction_ratio", reduction_ratio)
         self.init_cfg = init_cfg
+        self.regenerate_weight = regenerate_weight
         if out_channels % group_channels:
             raise ArgumentError(
                 f"out_channels must be a multiple of group_channels={group_channels}, "
@@ -157,13 +163,17 @@ class Involution2d(ConvLayer):
     def _reduce(self, centers: Tensor) -> Tensor:
         return finish_module(self.conv1, centers) if may_finish(centers) else self.conv1(centers)
 
+    def _may_generate(self) -> bool:
+        """Whether nobody may follow the operators, and there is something to gain."""
+        if torch.is_grad_enabled():
+            return self.regenerate_weight and not is_recorded()
+        return (is_only_compiled() or not is_recorded()) and is_generating()
+
     def _generates_where_it_applies(self, padded: Tensor, reduced: Tensor) -> bool:
         """Whether conv2 and the operator may be one: nothing asks for what lies between them."""
         conv2 = self.conv2
         return (
-            not torch.is_grad_enabled()
-            and (is_only_compiled() or not is_recorded())
-            and is_generating()
+            self._may_generate()
             and is_unmodified(conv2, ConvModule)
             and not (conv2.with_norm or conv2.with_activation)
             and is_unmodified(conv2.conv, nn.Conv2d)

@@ -13,7 +13,14 @@ from rednet.registry import MODELS
 
 OptionalConfig = dict | None
 
-_OF_INVOLUTION = ("group_channels", "reduction_ratio", "norm_cfg", "init_cfg", "padding_mode")
+_OF_INVOLUTION = (
+    "group_channels",
+    "reduction_ratio",
+    "norm_cfg",
+    "init_cfg",
+    "padding_mode",
+    "regenerate_weight",
+)
 
 
 def check_one_of(name: str, value: Any, allowed: Collection) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager, nullcontext
+
 import torch
 from torch import Tensor
 
@@ -29,3 +31,10 @@ def cast_together(*tensors: Tensor) -> tuple[Tensor, ...]:
     if dtype is None or any(tensor.dtype == torch.float64 for tensor in tensors):
         return tensors
     return tuple(tensor.to(dtype) if tensor.is_floating_point() else tensor for tensor in tensors)
+
+
+def without_autocast(device_type: str) -> AbstractContextManager[object]:
+    """Inside, operators run in the dtypes of their operands, as those of a backward pass do."""
+    if autocast_dtype(device_type) is None:
+        return nullcontext()
+    return torch.autocast(device_type, enabled=False)

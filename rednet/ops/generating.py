@@ -2,8 +2,8 @@
 
 The weight has ``K * K / group_channels`` times the size of the input, so that writing it and
 reading it again is most of what an involution layer moves. A backend with a ``generate`` function
-makes the kernels of a few pixels at a time and applies them at once. There is no derivative of it:
-the layer uses it in inference. Compiled graphs hold it as an operator of PyTorch, and profilers
+makes the kernels of a few pixels at a time and applies them at once. Gradients generate the weight
+again, so that no step keeps it. Compiled graphs hold it as an operator of PyTorch, and profilers
 list it.
 """
 
@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from rednet.ops.autocast import cast_together
+from rednet.ops.autocast import cast_together, without_autocast
 from rednet.ops.backends import Problem, select_generating
 from rednet.ops.checks import check_dtypes, check_generator
 from rednet.ops.geometry import Geometry, IntOrPair, pair
@@ -36,8 +36,10 @@ def generating_involution2d(
 ) -> Tensor:
     """``involution2d`` with the weight that a 1 x 1 convolution makes of ``reduced``.
 
-    Only for inference: not to be differentiated, and not to be traced except by torch.compile. A
-    weight that is not kept is not rounded to 16 bits either, so the two ways differ by that
+    Not to be transformed by torch.func, and not to be traced except, without gradients, by
+    torch.compile. For the backward pass, ``input`` and ``reduced`` are kept, and the weight is
+    generated again: gradients of any order exist. A weight that is generated and applied in one
+    step is not rounded to 16 bits, so the two ways differ by that
     rounding.
 
     Args:
@@ -71,6 +73,83 @@ def generating_involution2d(
     for name, tensor in (("reduced", reduced), ("matrix", matrix), ("bias", bias)):
         if tensor is not None:
             check_dtypes(input, tensor, name)
+    operands = input, reduced, matrix, bias
+    if torch.is_grad_enabled() and any(
+        each is not None and each.requires_grad for each in operands
+    ):
+        return _Regenerating.apply(*operands, groups, geometry)
+    return _forward(*operands, groups, geometry)
+
+
+class _Regenerating(torch.autograd.Function):
+    """Its gradients are made of differentiable operators, so that they have gradients too."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        input: Tensor,
+        reduced: Tensor,
+        matrix: Tensor,
+        bias: Tensor | None,
+        groups: int,
+        geometry: Geometry,
+    ) -> Tensor:
+        ctx.save_for_backward(input, reduced, matrix, bias)
+        ctx.groups, ctx.geometry = groups, geometry
+        return _forward(input, reduced, matrix, bias, groups, geometry)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
+        input, reduced, matrix, bias = ctx.saved_tensors
+        kernel_size, *window = ctx.geometry
+        grad_input = None
+        with without_autocast(grad.device.type):
+            if ctx.needs_input_grad[0]:
+                weight = _generated(reduced, matrix, bias, ctx.groups, ctx.geometry)
+                grad_input = torch.ops.rednet.involution2d_grad_input(
+                    grad, weight, input.shape[2:], *window
+                )
+            if not any(ctx.needs_input_grad[1:4]):
+                return grad_input, None, None, None, None, None
+            grad_weight = torch.ops.rednet.involution2d_grad_weight(
+                grad, input, ctx.groups, kernel_size, *window
+            )
+            # Not flatten: many gradients at once have no rule for it.
+            flat = grad_weight.reshape(len(reduced), len(matrix), *reduced.shape[2:])
+            of_reduced, of_matrix, of_bias = _generator_gradients(
+                flat, reduced, matrix, ctx.needs_input_grad[1:4]
+            )
+        return grad_input, of_reduced, of_matrix, of_bias, None, None
+
+
+def _generator_gradients(
+    grad: Tensor, reduced: Tensor, matrix: Tensor, needed: tuple[bool, ...]
+) -> tuple[Tensor | None, ...]:
+    """The gradients of ``reduced``, ``matrix`` and bias from that of the weight."""
+    of_reduced, of_matrix, of_bias = torch.ops.aten.convolution_backward(
+        grad,
+        reduced,
+        matrix[:, :, None, None],
+        [len(matrix)],
+        stride=[1, 1],
+        padding=[0, 0],
+        dilation=[1, 1],
+        transposed=False,
+        output_padding=[0, 0],
+        groups=1,
+        output_mask=list(needed),
+    )
+    return of_reduced, of_matrix.reshape(matrix.shape) if needed[1] else None, of_bias
+
+
+def _forward(
+    input: Tensor,
+    reduced: Tensor,
+    matrix: Tensor,
+    bias: Tensor | None,
+    groups: int,
+    geometry: Geometry,
+) -> Tensor:
     if is_compiling() or is_profiled():
         return torch.ops.rednet.generating_involution2d(input, reduced, matrix, bias, *geometry)
     return _generate(input, reduced, matrix, bias, groups, geometry)
@@ -87,7 +166,8 @@ def _generate(
     generate = select_generating(_problem(input, reduced, groups, geometry))
     # An operand without numbers is left to the operator, as no backend is asked about it.
     if generate is None or 0 in (input.numel(), reduced.numel()):
-        return _in_two_steps(input, reduced, matrix, bias, groups, geometry)
+        weight = _generated(reduced, matrix, bias, groups, geometry)
+        return involution2d(input, weight, *geometry[1:])
     output = allocate(input, input.shape[1], (reduced.shape[2], reduced.shape[3]))
     generate(input, reduced, matrix, bias, output, geometry)
     return output
@@ -107,17 +187,12 @@ def _problem(input: Tensor, reduced: Tensor, groups: int, geometry: Geometry) ->
     )
 
 
-def _in_two_steps(
-    input: Tensor,
-    reduced: Tensor,
-    matrix: Tensor,
-    bias: Tensor | None,
-    groups: int,
-    geometry: Geometry,
+def _generated(
+    reduced: Tensor, matrix: Tensor, bias: Tensor | None, groups: int, geometry: Geometry
 ) -> Tensor:
+    """The weight, (N, G, Kh, Kw, Ho, Wo)."""
     kernels = F.conv2d(reduced, matrix[:, :, None, None], bias)
-    weight = kernels.unflatten(1, (groups, *geometry.kernel_size))
-    return involution2d(input, weight, *geometry[1:])
+    return kernels.unflatten(1, (groups, *geometry.kernel_size))
 
 
 # ---- the operator of compiled graphs and profiles

@@ -146,18 +146,18 @@ def generated(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[torch.Size]]:
         yield shapes
 
 
-@pytest.mark.parametrize(
-    "arguments",
-    [
-        dict(kernel_size=7, padding=3),
-        dict(kernel_size=3, padding="same", padding_mode="reflect", bias=False),
-        dict(kernel_size=5, stride=2, dilation=2, group_channels=8),
-    ],
-)
+GENERATING = [
+    dict(kernel_size=7, padding=3),
+    dict(kernel_size=3, padding="same", padding_mode="reflect", bias=False),
+    dict(kernel_size=5, stride=2, dilation=2, group_channels=8),
+]
+
+
+@pytest.mark.parametrize("arguments", GENERATING)
 def test_in_inference_the_weight_is_generated_where_it_is_applied(
     generated: list[torch.Size], arguments: dict
 ) -> None:
-    layer = Involution2d(16, 32, **arguments).eval().double()
+    layer = Involution2d(16, 32, **arguments, regenerate_weight=False).eval().double()
     image = torch.randn(2, 16, 11, 10, dtype=torch.float64)
     expected = layer(image)
     assert not generated
@@ -166,8 +166,11 @@ def test_in_inference_the_weight_is_generated_where_it_is_applied(
     assert generated == [expected.shape]
 
 
+@pytest.mark.parametrize("training", [True, False])
 @pytest.mark.parametrize("watched", ["hook", "another conv2", "FLOPs", "torch.func"])
-def test_what_is_watched_is_not_generated_in_one(generated: list[torch.Size], watched: str) -> None:
+def test_what_is_watched_is_not_generated_in_one(
+    generated: list[torch.Size], watched: str, training: bool
+) -> None:
     layer, image = Involution2d(16, 16, 3, padding=1).eval(), torch.randn(1, 16, 4, 4)
     call: Callable = layer
     if watched == "hook":
@@ -176,7 +179,8 @@ def test_what_is_watched_is_not_generated_in_one(generated: list[torch.Size], wa
         layer.conv2 = nn.Sequential(layer.conv2)
     elif watched == "torch.func":
         call = torch.func.vmap(lambda each: layer(each[None])[0])
-    with torch.no_grad(), FlopCounterMode(display=False) if watched == "FLOPs" else nullcontext():
+    flops = FlopCounterMode(display=False) if watched == "FLOPs" else nullcontext()
+    with torch.set_grad_enabled(training), flops:
         assert call(image).shape == image.shape
     assert not generated
 
@@ -227,3 +231,65 @@ def test_an_exported_graph_keeps_the_two_steps() -> None:
         graph = torch.export.export(layer, (image,)).graph
     names = {str(node.target) for node in graph.nodes if "rednet." in str(node.target)}
     assert names == {"rednet.involution2d.default"}
+
+
+def _gradients(layer: nn.Module, image: Tensor) -> tuple[Tensor, ...]:
+    output = layer(image)
+    return torch.autograd.grad(output.square().sum(), (image, *layer.parameters()))
+
+
+@pytest.mark.parametrize("arguments", GENERATING)
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+def test_a_regenerated_weight_gives_the_gradients_of_a_kept_one(
+    arguments: dict, layout: torch.memory_format
+) -> None:
+    kept = Involution2d(16, 32, **arguments, regenerate_weight=False).double()
+    regenerated = Involution2d(16, 32, **arguments).double()
+    regenerated.load_state_dict(kept.state_dict())
+    image = torch.randn(2, 16, 11, 10, dtype=torch.float64).to(memory_format=layout)
+    image.requires_grad_()
+    torch.testing.assert_close(_gradients(regenerated, image), _gradients(kept, image))
+
+
+def test_under_autocast_a_regenerated_weight_gives_the_same_gradients() -> None:
+    kept = Involution2d(16, 16, 3, padding=1, regenerate_weight=False)
+    regenerated = Involution2d(16, 16, 3, padding=1)
+    regenerated.load_state_dict(kept.state_dict())
+    image = torch.randn(2, 16, 8, 8, requires_grad=True)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        actual, expected = _gradients(regenerated, image), _gradients(kept, image)
+    torch.testing.assert_close(actual, expected, rtol=0.02, atol=0.02)
+    assert all(each.dtype == torch.float32 for each in actual)
+
+
+def test_frozen_generators_pass_gradients_on() -> None:
+    kept = Involution2d(16, 16, 3, padding=1, regenerate_weight=False, bias=False).double()
+    regenerated = Involution2d(16, 16, 3, padding=1, bias=False).double()
+    regenerated.load_state_dict(kept.state_dict())
+    for frozen in ("conv2.conv.weight", "conv1.conv.weight"):
+        gradients = []
+        for layer in (kept, regenerated):
+            layer.get_parameter(frozen).requires_grad_(False)
+            image = torch.ones(1, 16, 5, 5, dtype=torch.float64, requires_grad=True)
+            layer(image).sum().backward()
+            gradients.append([image.grad, *(each.grad for each in layer.parameters())])
+        torch.testing.assert_close(gradients[1], gradients[0], equal_nan=True)
+
+
+def test_the_weight_is_not_kept_for_the_backward_pass() -> None:
+    image = torch.randn(2, 16, 6, 5, requires_grad=True)
+    bytes_kept = {}
+    for regenerates in (True, False):
+        layer = Involution2d(16, 16, 7, padding=3, regenerate_weight=regenerates)
+        saved: dict[int, int] = {}
+
+        def keep(tensor: Tensor, saved: dict[int, int] = saved) -> Tensor:
+            saved[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+            return tensor
+
+        with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+            output = layer(image)
+        bytes_kept[regenerates] = sum(saved.values())
+        del output
+    # The bias of the generating convolution, 49 numbers, is kept instead.
+    assert bytes_kept[False] - bytes_kept[True] == 4 * (49 * 2 * 6 * 5 - 49)

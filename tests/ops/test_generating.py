@@ -83,6 +83,34 @@ def test_dtypes_and_layouts(dtype: torch.dtype) -> None:
     assert_close(actual, expected)
 
 
+@pytest.mark.parametrize("name", ["3 x 3", "RedNet"])
+@pytest.mark.parametrize("has_bias", [True, False])
+def test_gradients_of_any_order(name: str, has_bias: bool) -> None:
+    geometry = GEOMETRIES[name]
+    operands = [each[..., :6, :6] if each.dim() == 4 else each for each in _generator(geometry)]
+    size = geometry.output_size(*operands[0].shape[2:])
+    operands[1] = torch.randn(len(operands[0]), 5, *size, dtype=torch.float64)
+    operands = [each.clone().requires_grad_() for each in operands[: 4 if has_bias else 3]]
+
+    def generate(*given: Tensor) -> Tensor:
+        bias = given[3] if has_bias else None
+        return generating_involution2d(*given[:3], bias, *geometry)
+
+    assert torch.autograd.gradcheck(generate, operands, fast_mode=True)
+    assert torch.autograd.gradgradcheck(generate, operands, fast_mode=True)
+
+
+def test_many_gradients_at_once() -> None:
+    operands = [each.requires_grad_() for each in _generator(GEOMETRIES["3 x 3"])]
+    output = generating_involution2d(*operands, *GEOMETRIES["3 x 3"])
+    grads = torch.randn(2, *output.shape, dtype=output.dtype)
+    batched = torch.autograd.grad(output, operands, grads, True, is_grads_batched=True)
+    for actual, *expected in zip(
+        batched, *(torch.autograd.grad(output, operands, each, True) for each in grads), strict=True
+    ):
+        assert_close(actual, torch.stack(expected))
+
+
 def test_autocast_reaches_every_operand() -> None:
     geometry = GEOMETRIES["3 x 3"]
     operands = _generator(geometry, torch.float32)
