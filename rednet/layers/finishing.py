@@ -64,15 +64,17 @@ def finish(
 
 def finish_module(module: Any, input: Tensor) -> Tensor:
     """A module's output, where :func:`may_finish` says so; a ``ConvModule`` is finished."""
-    if not (is_unmodified(module, ConvModule) and _has_plain_order(module)):
+    if not is_plain_module(module):
         return module(input)
     norm = module.norm if module.with_norm else None
     return finish(module.conv, input, norm, module.activate if module.with_activation else None)
 
 
-def _has_plain_order(module: ConvModule) -> bool:
+def is_plain_module(module: Any) -> bool:
+    """Whether it is a ``ConvModule`` that only calls convolution, norm and activation in turn."""
     return (
-        module.order == ("conv", "norm", "act")
+        is_unmodified(module, ConvModule)
+        and module.order == ("conv", "norm", "act")
         and not module.with_explicit_padding
         and getattr(module, "efficient_conv_bn_eval_forward", None) is None
     )

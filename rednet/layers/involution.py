@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from math import isqrt
 
 import torch
@@ -14,6 +15,7 @@ from rednet.errors import ArgumentError
 from rednet.layers.base import ConvLayer, is_unmodified
 from rednet.layers.finishing import finish_module, may_finish
 from rednet.layers.gradient_strides import keep_gradient_strides
+from rednet.layers.recomputing import consume_module
 from rednet.ops import involution2d
 from rednet.ops.backends import is_generating
 from rednet.ops.checks import is_plain
@@ -149,7 +151,12 @@ class Involution2d(ConvLayer):
 
     def _involve(self, input: Tensor) -> Tensor:
         """Generates the kernels, (N, G, Kh, Kw, Ho, Wo), from the input, and applies them to it."""
-        reduced = self._reduce(self.window_centers(input))
+        centers = self.window_centers(input)
+        if may_finish(centers):
+            return self._generate_and_apply(input, finish_module(self.conv1, centers))
+        return consume_module(self.conv1, centers, partial(self._generate_and_apply, input))
+
+    def _generate_and_apply(self, input: Tensor, reduced: Tensor) -> Tensor:
         padded, padding = self.pad(input)
         window = (self.stride, padding, self.dilation)
         if self._generates_where_it_applies(padded, reduced):
@@ -159,9 +166,6 @@ class Involution2d(ConvLayer):
         groups = self.out_channels // self.group_channels
         shape = (kernels.shape[0], groups, *self.kernel_size, *kernels.shape[2:])
         return involution2d(padded, kernels.reshape(shape), *window)
-
-    def _reduce(self, centers: Tensor) -> Tensor:
-        return finish_module(self.conv1, centers) if may_finish(centers) else self.conv1(centers)
 
     def _may_generate(self) -> bool:
         """Whether nobody may follow the operators, and there is something to gain."""

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from rednet.layers.base import is_unmodified
 from rednet.layers.finishing import finish, may_finish
 from rednet.layers.involution import Involution2d
+from rednet.layers.recomputing import consume
 from rednet.models.argument_checks import OptionalConfig
 
 EXPANSION = 4
@@ -114,9 +115,10 @@ class Bottleneck(BaseModule):
         return self.relu(self.drop_path(self.norm3(self.conv3(output))) + shortcut)
 
     def _residual_sum(self, input: Tensor) -> Tensor:
-        output = self.relu(getattr(self, self.norm1_name)(self.conv1(input)))
-        output = self.relu(getattr(self, self.norm2_name)(self.conv2(output)))
-        output = self.drop_path(self.norm3(self.conv3(output)))
+        norm1, norm2 = getattr(self, self.norm1_name), getattr(self, self.norm2_name)
+        output = consume(norm1, self.relu, self.conv1(input), self.conv2)
+        output = consume(norm2, self.relu, output, self.conv3)
+        output = self.drop_path(self.norm3(output))
         shortcut = input if self.downsample is None else self.downsample(input)
         # A batch norm does not keep its output, and fresh memory costs more than the sum.
         # Autocast may leave the shortcut wider: the sum is then as wide, as it is in inference.

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -14,9 +15,10 @@ from torch import Tensor, fx, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from rednet.layers.base import is_unmodified
-from rednet.layers.finishing import finish, finish_module, may_finish
+from rednet.layers.finishing import finish, finish_module, is_plain_module, may_finish
 from rednet.layers.gradient_strides import keep_gradient_strides
 from rednet.layers.involution import GROUP_CHANNELS, REDUCTION_RATIO, Involution2d
+from rednet.layers.recomputing import consume, consume_module
 from rednet.models.argument_checks import (
     OptionalConfig,
     check_involution_cfg,
@@ -190,7 +192,7 @@ class RedNet(BaseModule):
 
     def forward(self, input: Tensor) -> tuple[Tensor, ...]:
         """Maps an image (N, in_channels, H, W) to the tuple of the ``out_indices`` stages' maps."""
-        output = self.maxpool(_stem_output(self.stem, _rearranged(input)))
+        output = _pooled_stem(self.stem, self.maxpool, _rearranged(input))
         outputs = []
         for index, name in enumerate(self.stage_names):
             output = getattr(self, name)(output)
@@ -289,13 +291,23 @@ def _stem(
     )
 
 
-def _stem_output(stem: nn.Sequential, image: Tensor) -> Tensor:
-    if not (may_finish(image) and is_unmodified(stem, nn.Sequential) and len(stem) == 5):
-        return stem(image)
+def _pooled_stem(stem: nn.Sequential, maxpool: nn.Module, image: Tensor) -> Tensor:
+    if not (is_unmodified(stem, nn.Sequential) and len(stem) == 5):
+        return maxpool(stem(image))
     first, involution, norm, activation, last = stem
-    output = finish_module(first, image)
-    output = finish(involution, output, norm, activation, makers=(Involution2d,))
-    return finish_module(last, output)
+    if may_finish(image):
+        output = finish_module(first, image)
+        output = finish(involution, output, norm, activation, makers=(Involution2d,))
+        return maxpool(finish_module(last, output))
+    output = consume_module(first, image, involution)
+    return _pooled(last, maxpool, partial(consume, norm, activation, output))
+
+
+def _pooled(last: Any, maxpool: nn.Module, consumed: Callable) -> Tensor:
+    """The pooled output of the stem's last module, which is called by ``consumed``."""
+    if not is_plain_module(last):
+        return maxpool(consumed(last))
+    return consume(last.norm, last.activate, consumed(last.conv), maxpool)
 
 
 def _stages(

@@ -49,6 +49,9 @@ _GLOBAL_HOOKS = tuple(
     for kind in ("forward", "forward_pre", "backward", "backward_pre")
 )
 # Not in torch 2.1.
+_top_hooks = _private("_C._autograd._top_saved_tensors_default_hooks")
+_may_have_hooks = _private("_C._autograd._saved_tensors_hooks_is_enabled")
+# Not in torch 2.1.
 _set_strategy = _private("_C._dynamo.eval_frame.set_code_exec_strategy")
 _Strategy = _private("_C._dynamo.eval_frame._FrameExecStrategy")
 _Action = _private("_C._dynamo.eval_frame._FrameAction")
@@ -114,6 +117,20 @@ def is_recorded() -> bool:
 def has_global_hooks() -> bool:
     """Whether hooks for all modules may be registered, by ``register_module_forward_hook`` ..."""
     return any(hooks is None or bool(hooks) for hooks in _GLOBAL_HOOKS)
+
+
+def may_hook_saved_tensors() -> bool:
+    """Whether hooks for saved tensors are allowed, and those that are there already are known."""
+    return _top_hooks is not None and _may_have_hooks is not None and _may_have_hooks()
+
+
+def hooks_of_saved_tensors() -> tuple[Callable, Callable] | None:
+    """The hooks of the innermost ``saved_tensors_hooks``, as checkpointing has them: pack, unpack.
+
+    For use where :func:`may_hook_saved_tensors`. Only the innermost are called by PyTorch, so hooks
+    of our own have to call these.
+    """
+    return _top_hooks(False)
 
 
 def is_batched(tensor: Tensor) -> bool:
