@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from rednet.layers.base import is_unmodified
 from rednet.layers.finishing import is_plain_module
-from rednet.ops.cpu import finishing
+from rednet.ops.cpu import finishing, norm_gradient
 from rednet.ops.tracing import hooks_of_saved_tensors, is_recorded, may_hook_saved_tensors
 
 
@@ -95,6 +95,10 @@ class _NormReLU(torch.autograd.Function):
             needed = [each for each in operands if each.requires_grad]
             found = iter(torch.autograd.grad(output, needed, grad, create_graph=True))
             return *(next(found) if each.requires_grad else None for each in operands), None
+        if norm_gradient.unsupported_reason(grad, input, weight) is None:
+            return *norm_gradient.norm_relu_gradients(
+                grad, input, weight, bias, mean, deviation
+            ), None
         rectified = torch.ops.aten.threshold_backward(
             grad, _normalized(input, weight, bias, mean, deviation), 0
         )

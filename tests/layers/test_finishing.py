@@ -14,7 +14,7 @@ from torch.overrides import BaseTorchFunctionMode
 from rednet.layers import Involution2d
 from rednet.layers.finishing import finish, finish_module, may_finish
 from rednet.models.bottleneck import Bottleneck
-from rednet.models.rednet import _stem_output
+from rednet.models.rednet import _pooled_stem
 from rednet.ops.cpu import finishing, loader
 from tests.ops.cases import BUILD_NAMES, BUILDS
 
@@ -216,7 +216,8 @@ def test_shortcuts_and_stems_of_other_lengths(modules: list[nn.Module]) -> None:
     expected = block(map)
     with torch.no_grad():
         torch.testing.assert_close(block(map), expected)
-        torch.testing.assert_close(_stem_output(replaced, map), replaced(map))
+        stem = _pooled_stem(replaced, nn.Identity(), map)
+        torch.testing.assert_close(stem, replaced(map))
 
 
 @pytest.mark.parametrize("name", ["conv2", "conv2.conv"])

@@ -77,7 +77,7 @@ def test_gradients_and_statistics_are_those_of_the_modules(
     plain = copy.deepcopy(net)
     expected = _results(plain, plain.plain, image)
     torch.testing.assert_close(_results(net, net, image), expected)
-    assert used == [8, 8]
+    assert set(used) == {8}
 
 
 def test_gradients_have_gradients() -> None:
@@ -213,4 +213,4 @@ def test_norm_and_activation_of_a_module(used: list[int]) -> None:
     actual = consume_module(module, image, last)
     torch.testing.assert_close(actual, last(plain(image)))
     actual.sum().backward()
-    assert used == [8, 8]
+    assert set(used) == {8}

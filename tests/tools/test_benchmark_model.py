@@ -33,6 +33,7 @@ def test_time_and_memory_of_a_model(
     (row,) = json.loads(out.read_text())["records"]
     assert row["milliseconds"] >= row["best_milliseconds"] > 0
     assert row["peak_bytes"] is None or row["peak_bytes"] >= 0
+    assert (row["saved_bytes"] or 0) > 0 if mode else row["saved_bytes"] is None
 
 
 def test_several_models_are_compared_with_the_first(capsys: pytest.CaptureFixture[str]) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import timing
 import torch
-from timing import Clock, Rates, peak_memory
+from timing import Clock, Rates, peak_memory, saved_activations
 
 from rednet.errors import UserError
 
@@ -45,6 +45,12 @@ def test_the_rates_bound_the_time() -> None:
 def test_the_peak_counts_what_was_given_back() -> None:
     peak = peak_memory(lambda: torch.ones(2**22).sum(), CPU)  # 16 MiB, freed at once
     assert peak is not None and 15 < peak / 2**20 < 20
+
+
+def test_saved_storages_count_once_and_parameters_do_not() -> None:
+    weight, image = torch.nn.Parameter(torch.randn(4, 4)), torch.randn(8, 4, requires_grad=True)
+    # The image is saved by both products, and the second saves a view of the weight.
+    assert saved_activations(lambda: (image @ weight) + (image @ weight.t())) == 8 * 4 * 4
 
 
 def test_what_the_command_line_sets(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -4,7 +4,7 @@ Several models are timed in turns in one process, so that whatever else the mach
 all of them; the ratio is to the first, which is a peer where there is one. A step is inference
 (with a detector's box selection), with --train forward, backward and optimizer step. Memory is the
 peak that one step adds to the model: of the device's allocator on a GPU, of the resident set on
-Linux without one.
+Linux without one. Saved are the activations that a training step keeps for its backward pass.
 
 With --plain, or a --peer, a step has no preprocessing or postprocessing: a classifier's scores of
 float images that are on the device, with --train cross entropy, backward and SGD with momentum.
@@ -44,6 +44,7 @@ from timing import (
     in_words,
     load_peer,
     peak_memory,
+    saved_activations,
     set_up,
     table_head,
     table_row,
@@ -78,6 +79,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             milliseconds=times[name].median,
             best_milliseconds=times[name].best,
             peak_bytes=peak_memory(step, args.device),
+            saved_bytes=saved_activations(step) if args.train else None,
         )
         for name, step in steps.items()
     ]
@@ -258,7 +260,7 @@ def _optimizer(model: nn.Module, config: Mapping, args: argparse.Namespace) -> O
 
 
 def _table(rows: Sequence[Mapping], args: argparse.Namespace) -> str:
-    lines = [table_head("model", "ms", "best ms", "ratio", "images/s", "MiB")]
+    lines = [table_head("model", "ms", "best ms", "ratio", "images/s", "MiB", "saved MiB")]
     for row in rows:
         milliseconds = row["milliseconds"]
         lines.append(
@@ -269,6 +271,7 @@ def _table(rows: Sequence[Mapping], args: argparse.Namespace) -> str:
                 f"{milliseconds / rows[0]['milliseconds']:.2f}",
                 f"{args.batch_size / milliseconds * 1e3:.2f}",
                 in_mib(row["peak_bytes"]),
+                in_mib(row["saved_bytes"]),
             )
         )
     return "\n".join(lines)

@@ -220,6 +220,22 @@ def peak_memory(action: Action, device: torch.device) -> int | None:
     return max(0, _resident("VmHWM") - before)  # the kernel's counts are a few pages off
 
 
+def saved_activations(action: Action) -> int:
+    """Bytes that a call keeps for its backward passes: every storage once, without parameters."""
+    storages: dict[int, torch.UntypedStorage] = {}
+
+    def keep(tensor: torch.Tensor) -> torch.Tensor:
+        if not isinstance(tensor if tensor._base is None else tensor._base, torch.nn.Parameter):
+            storage = tensor.untyped_storage()
+            # Held, so that no other storage gets its address.
+            storages[storage.data_ptr()] = storage
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        action()
+    return sum(storage.nbytes() for storage in storages.values())
+
+
 def _give_back_freed_memory() -> None:
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # only glibc has it
     if trim is not None:

@@ -114,6 +114,21 @@ class Finishing(ctypes.Structure):
     ]
 
 
+class NormGradient(ctypes.Structure):
+    """The argument of the kernels of a norm's gradient; src/norm_gradient.h has the same."""
+
+    _fields_ = [
+        *((name, ctypes.c_int64) for name in ("pixels", "channels", "period", "block")),
+        *(
+            (name, ctypes.c_void_p)
+            for name in (
+                *("input", "grad", "grad_input"),
+                *("mean", "scale", "shift", "slope", "offset", "sums"),
+            )
+        ),
+    ]
+
+
 def call(
     name: str, dtype: torch.dtype, argument: ctypes.Structure | ctypes.Array[ctypes.c_int64]
 ) -> None:

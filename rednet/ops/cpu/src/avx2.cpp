@@ -3,3 +3,4 @@
 #include "generate.h"
 #include "involution.h"
 #include "mixing.h"
+#include "norm_gradient.h"
