@@ -14,7 +14,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from rednet import ops
 from rednet.errors import ArgumentError
-from rednet.layers import Involution2d
+from rednet.layers import Involution2d, recomputing
 from rednet.models import RedNet
 from tests.tolerances import assert_close
 
@@ -355,3 +355,43 @@ def test_the_ablations_of_the_paper_are_arguments(kernel_size: int, involution_c
 def test_arguments_of_the_involutions_are_checked(involution_cfg: object) -> None:
     with pytest.raises(ArgumentError, match="involution_cfg must be None or a dict of .* got"):
         RedNet(26, involution_cfg=involution_cfg)
+
+
+@pytest.mark.parametrize("with_cp", [False, True])
+def test_training_without_kept_activations_gives_the_same_gradients(
+    with_cp: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    image = torch.randn(2, 3, 48, 40, dtype=torch.float64)
+    network = RedNet(26, with_cp=with_cp, zero_init_residual=False).double().train()
+    keeping = RedNet(
+        26, zero_init_residual=False, involution_cfg=dict(regenerate_weight=False)
+    ).double()
+    keeping.load_state_dict(network.state_dict())
+    network(image)[0].square().sum().backward()
+    monkeypatch.setattr(recomputing, "_may_recompute", lambda *_: False)
+    keeping(image)[0].square().sum().backward()
+    for (name, parameter), expected in zip(
+        network.named_parameters(), keeping.parameters(), strict=True
+    ):
+        torch.testing.assert_close(parameter.grad, expected.grad, msg=name)
+
+
+def _saved_bytes(network: nn.Module, image: Tensor) -> int:
+    saved: dict[int, torch.UntypedStorage] = {}
+
+    def keep(tensor: Tensor) -> Tensor:
+        if not isinstance(tensor if tensor._base is None else tensor._base, nn.Parameter):
+            saved[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        network(image)
+    return sum(storage.nbytes() for storage in saved.values())
+
+
+def test_training_keeps_neither_weights_nor_the_outputs_of_relus_inside_blocks() -> None:
+    network, image = RedNet(26).train(), torch.randn(2, 3, 64, 64)
+    less = _saved_bytes(network, image)
+    for module in network.modules():
+        module.register_full_backward_hook(lambda *_: None)  # then everything is kept
+    assert less < 0.7 * _saved_bytes(network, image)
