@@ -39,8 +39,7 @@ def generating_involution2d(
     Not to be transformed by torch.func, and not to be traced except, without gradients, by
     torch.compile. For the backward pass, ``input`` and ``reduced`` are kept, and the weight is
     generated again: gradients of any order exist. A weight that is generated and applied in one
-    step is not rounded to 16 bits, so the two ways differ by that
-    rounding.
+    step is not rounded to 16 bits, so the two ways differ by that rounding.
 
     Args:
         input: Shape (N, C, H, W).
