@@ -65,12 +65,22 @@ def _keep_process() -> Iterator[None]:
     That is mmengine's default scope, its visualizers (a hook draws by the one that was named last,
     whoever's it is) and the signal handlers.
     """
-    scopes, visualizers = DefaultScope._instance_dict.copy(), Visualizer._instance_dict.copy()
+    instances = {each: each._instance_dict.copy() for each in _managers()}
     handlers = {each: signal.getsignal(each) for each in (signal.SIGTERM, signal.SIGINT)}
     yield
-    DefaultScope._instance_dict, Visualizer._instance_dict = scopes, visualizers
+    for each in _managers():
+        each._instance_dict = instances.get(each, {})
     for each, handler in handlers.items():
         signal.signal(each, handler)
+
+
+def _managers() -> Iterator[Any]:
+    """The classes of which mmengine keeps instances by name; OpenMMLab's libraries have some."""
+    yield DefaultScope
+    classes = [Visualizer]
+    for each in classes:
+        yield each
+        classes.extend(each.__subclasses__())
 
 
 # The first is for the fixtures of a module, which outlive its tests.
