@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
 # Install what is missing, check lint, format and types, then run the tests. Arguments go to pytest.
 # Everything goes into the active virtual environment, or else into .venv.
-# The tests share the cores, at most four of them, file by file: a fixture serves its whole file.
+# The tests share the cores, at most four of them, file by file: a fixture serves its whole file. The
+# order stays, because the files with few tests have the long ones.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 environment=${VIRTUAL_ENV:-.venv}
@@ -12,4 +13,5 @@ bin=$environment/bin
 "$bin/ruff" format --check .
 "$bin/mypy"
 export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}
-exec "$bin/python" -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile "$@"
+exec "$bin/python" -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile \
+    --no-loadscope-reorder "$@"

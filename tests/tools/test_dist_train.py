@@ -155,8 +155,7 @@ class Poison(Hook):
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="processes share the GPUs there are")
-@pytest.mark.parametrize("sharded", [False, True], ids=["DDP", "FSDP"])
-def test_a_loss_that_is_nan_in_one_of_two_processes(tmp_path: Path, sharded: bool) -> None:
+def test_a_loss_that_is_nan_in_one_of_two_processes_of_fsdp(tmp_path: Path) -> None:
     pytest.importorskip("mmpretrain")
     (tmp_path / "hidden").mkdir()  # where `start` lets Python look for modules
     (tmp_path / "hidden" / "poison.py").write_text(POISON)
@@ -164,9 +163,9 @@ def test_a_loss_that_is_nan_in_one_of_two_processes(tmp_path: Path, sharded: boo
         f"_base_ = [{CONFIG!r}]\n"
         "custom_imports = dict(imports=['rednet', 'poison'])\n"
         "custom_hooks = [dict(type='Poison')]\n"
-        + "wrapper = dict(type='MMFullyShardedDataParallel', device_id='cpu')\n" * sharded
-        + "strategy = dict(type='FSDPStrategy', model_wrapper=wrapper)\n" * sharded
-        + "runner_type = 'FlexibleRunner'\n" * sharded
+        "wrapper = dict(type='MMFullyShardedDataParallel', device_id='cpu')\n"
+        "strategy = dict(type='FSDPStrategy', model_wrapper=wrapper)\n"
+        "runner_type = 'FlexibleRunner'\n"
     )
     done = call(
         tmp_path, "dist_train.sh", "config.py", "2", "--work-dir", str(tmp_path), *SHORT[:-1]
@@ -176,7 +175,7 @@ def test_a_loss_that_is_nan_in_one_of_two_processes(tmp_path: Path, sharded: boo
     assert "iteration 1: the loss is nan in process 1; the first module whose output" in line
     assert "Traceback" not in done.stderr
     unresumable = "this training cannot be resumed: mmengine's FSDPStrategy"
-    assert done.stdout.count(unresumable) == sharded
+    assert done.stdout.count(unresumable) == 1
 
 
 def test_a_port_in_use_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
