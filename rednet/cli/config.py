@@ -25,7 +25,19 @@ LEADERS = {
 }
 EVALUATORS = {"val_dataloader": "val_evaluator", "test_dataloader": "test_evaluator"}
 
-DEFAULT_HOOKS = ("runtime_info", "timer", "sampler_seed", "logger", "param_scheduler", "checkpoint")
+# What mmengine reads of dicts in which it leaves other keys alone, or does not name them.
+KEYS = {
+    "default_hooks": (
+        "runtime_info",
+        "timer",
+        "sampler_seed",
+        "logger",
+        "param_scheduler",
+        "checkpoint",
+    ),
+    "env_cfg": ("cudnn_benchmark", "dist_cfg", "mp_cfg", "resource_limit"),
+    "randomness": ("seed", "diff_rank_seed", "deterministic"),
+}
 
 # Fields that mmengine and the commands read, besides the arguments of the runner.
 OTHER_FIELDS = (
@@ -112,18 +124,22 @@ def import_rednet(config: Config) -> None:
 
 
 def check_fields(config: Config) -> None:
-    """Refuses a top-level field or default hook whose name is that of another one, misspelt.
+    """Refuses a field whose name is that of another one, misspelt, where nothing else would.
+
+    These are the fields at the top level, the default hooks, and the keys of ``env_cfg`` and
+    ``randomness``.
 
     Raises:
         UserError: With the names that it may have been meant as.
     """
     known = _fields(config.get("runner_type", "Runner"))
-    hooks = config.get("default_hooks")
     names: list[tuple[str, str, Collection[str]]]
     names = [("", name, known) for name in config if name not in VARIABLES]
-    names += [("default_hooks.", name, DEFAULT_HOOKS) for name in hooks or ()]
+    for parent, keys in KEYS.items():
+        names += [(f"{parent}.", name, keys) for name in config.get(parent) or ()]
     for parent, name, candidates in names:
-        advice = did_you_mean(name, candidates, cutoff=0.88)
+        # At the top level, variables of the file may have similar names.
+        advice = did_you_mean(name, candidates, cutoff=0.8 if parent else 0.88)
         if name not in candidates and advice:
             raise UserError(f"config {config.filename}: nothing reads {parent}{name}{advice}")
 

@@ -193,9 +193,18 @@ def test_a_new_key_that_is_read(key: str) -> None:
     read_config(IMAGENET, {key: None})
 
 
-def test_a_misspelt_default_hook_of_the_options() -> None:
-    with pytest.raises(UserError, match="nothing reads default_hooks.chekpoint; did you mean chec"):
-        read_config(IMAGENET, {"default_hooks.chekpoint.interval": 2})
+@pytest.mark.parametrize(
+    ("key", "meant"),
+    [
+        ("default_hooks.chekpoint.interval", "checkpoint"),
+        ("env_cfg.cudnn_benchmrk", "cudnn_benchmark"),
+        ("randomness.sed", "seed"),
+    ],
+)
+def test_a_misspelt_key_that_nothing_would_refuse(key: str, meant: str) -> None:
+    parts = ".".join(key.split(".")[:2])
+    with pytest.raises(UserError, match=f"nothing reads {parts}; did you mean {meant}"):
+        read_config(IMAGENET, {key: 2})
 
 
 def test_another_class_can_start_afresh(tmp_path: Path) -> None:
