@@ -67,6 +67,15 @@ def test_the_table(files: list[str], capsys: pytest.CaptureFixture[str]) -> None
     ]
 
 
+def test_sizes_are_those_of_masks(files: list[str]) -> None:
+    path = Path(files[1])
+    found = json.loads(path.read_text())
+    wrong = dict(found[0], score=0.95, bbox=[0, 0, 40, 40], segmentation=as_text(square(0, 0, 9)))
+    path.write_text(json.dumps([*found, wrong]))
+    metrics = boundary_ap.evaluate(*map(Path, files), 0.02)["mask"]
+    assert metrics["AP small"] == metrics["AP"] == pytest.approx(0.45)
+
+
 def test_the_edge_of_the_image_is_a_boundary() -> None:
     ring = coco_mask.decode(boundary_ap.boundary(square(0, 0, 40), 0.018))
     assert ring.sum() == 40 * 40 - 38 * 38

@@ -131,7 +131,8 @@ def _masks_of(results: Path, truth: COCO) -> list[Annotation]:
     unknown = sorted({each["image_id"] for each in found} - set(truth.getImgIds()))
     if unknown:
         raise UserError(f"{results}: image {unknown[0]} is not among the annotated ones")
-    return found
+    # Sizes are those of masks. pycocotools would take a box's, where there is one.
+    return [{key: value for key, value in each.items() if key != "bbox"} for each in found]
 
 
 def _read(path: Path, kind: type) -> Any:
