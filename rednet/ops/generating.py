@@ -20,7 +20,7 @@ from rednet.ops.backends import Problem, select_generating
 from rednet.ops.checks import check_dtypes, check_generator
 from rednet.ops.geometry import Geometry, IntOrPair, pair
 from rednet.ops.involution import involution2d
-from rednet.ops.torch_library import allocate, define
+from rednet.ops.torch_library import allocate, define, stacked, vmap_rule
 from rednet.ops.tracing import is_compiling, is_profiled
 
 
@@ -76,7 +76,9 @@ def generating_involution2d(
     if torch.is_grad_enabled() and any(
         each is not None and each.requires_grad for each in operands
     ):
-        return _Regenerating.apply(*operands, groups, geometry)
+        # A clone, as a convolution's bias may change before the backward pass.
+        kept = None if bias is None else bias.clone()
+        return _Regenerating.apply(input, reduced, matrix, kept, groups, geometry)
     return _forward(*operands, groups, geometry)
 
 
@@ -209,9 +211,29 @@ def _allocate(input: Tensor, reduced: Tensor, *_: Any) -> Tensor:
     return allocate(input, input.shape[1], (reduced.shape[2], reduced.shape[3]))
 
 
+def _vmap(
+    info: Any, in_dims: Any, input: Tensor, reduced: Tensor, matrix: Tensor, bias: Any, *window: Any
+) -> tuple[Tensor, int]:
+    operands = input, reduced, matrix, bias
+    if in_dims[2] is None and in_dims[3] is None:
+        return vmap_rule("generating_involution2d")(info, in_dims, *operands, *window)
+    # Each has its own generator.
+    input, reduced, matrix = (
+        stacked(each, dim, info.batch_size)
+        for each, dim in zip(operands[:3], in_dims[:3], strict=True)
+    )
+    kernels = torch.einsum("bor, bnrhw -> bnohw", matrix, reduced)
+    if bias is not None:
+        kernels = kernels + stacked(bias, in_dims[3], info.batch_size)[:, None, :, None, None]
+    weight = kernels.flatten(0, 1).unflatten(1, (-1, *window[0]))
+    output = torch.ops.rednet.involution2d(input.flatten(0, 1), weight, *window[1:])
+    return output.unflatten(0, (info.batch_size, input.shape[1])), 0
+
+
 define(
     "generating_involution2d",
     "Tensor input, Tensor reduced, Tensor matrix, Tensor? bias, SymInt[] kernel_size",
     _operator,
     _allocate,
+    _vmap,
 )

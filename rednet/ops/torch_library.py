@@ -184,7 +184,8 @@ def _backward_of_grad_weight(ctx: Any, cotangent: Tensor) -> tuple[Tensor | None
 # ---- torch.func.vmap: the mapped dimension joins the batch
 
 
-def _vmap(name: str) -> Callable[..., tuple[Tensor, int]]:
+def vmap_rule(name: str) -> Callable[..., tuple[Tensor, int]]:
+    """The rule of an operator of which only the first two tensors are mapped."""
     operator = getattr(torch.ops.rednet, name)
 
     def rule(
@@ -201,8 +202,12 @@ def _vmap(name: str) -> Callable[..., tuple[Tensor, int]]:
 
 
 def _fold(tensor: Tensor, dim: int | None, size: int) -> Tensor:
-    stacked = tensor.expand(size, *tensor.shape) if dim is None else tensor.movedim(dim, 0)
-    return stacked.flatten(0, 1)
+    return stacked(tensor, dim, size).flatten(0, 1)
+
+
+def stacked(tensor: Tensor, dim: int | None, size: int) -> Tensor:
+    """The tensor with the mapped dimension first."""
+    return tensor.expand(size, *tensor.shape) if dim is None else tensor.movedim(dim, 0)
 
 
 # ---- registration
@@ -213,6 +218,7 @@ def define(
     signature: str,
     kernel: Callable[..., Tensor],
     allocate: Callable[..., Tensor],
+    rule: Callable[..., tuple[Tensor, int]] | None = None,
 ) -> None:
     """Defines an operator of ``torch.ops.rednet``, without a derivative.
 
@@ -221,11 +227,15 @@ def define(
         signature: Its arguments before the window's.
         kernel: What computes it.
         allocate: What makes its output for tensors without numbers.
+        rule: Its rule for torch.func.vmap, if not :func:`vmap_rule`'s.
     """
     _library.define(f"{name}({signature}, {_WINDOW}) -> Tensor")
     # Where a compiled function has fallen back to eager, the compiler looks into every Python call.
     _library.impl(name, opaque(kernel), "CompositeExplicitAutograd")
     _library.impl(name, allocate, "Meta")
+    if hasattr(torch.library, "register_vmap"):  # torch >= 2.5; before, vmap loops by itself
+        qualified = f"{_NAMESPACE}::{name}"
+        torch.library.register_vmap(qualified, rule or vmap_rule(name), lib=_library)
 
 
 def _register(
@@ -241,8 +251,6 @@ def _register(
         torch.library.register_autograd(qualified, backward, setup_context=_save, lib=_library)
     else:
         _library.impl(name, _autograd_function(name, backward), "Autograd")
-    if hasattr(torch.library, "register_vmap"):  # torch >= 2.5; before, vmap loops by itself
-        torch.library.register_vmap(qualified, _vmap(name), lib=_library)
 
 
 def _autograd_function(name: str, backward: Callable[..., Any]) -> Callable[..., Tensor]:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from rednet import ops
-from rednet.ops import backends, involution2d
+from rednet.ops import backends, generating, involution2d
 from rednet.ops.backends import Problem
 from rednet.ops.cpu import loader
 from rednet.ops.generating import generating_involution2d
@@ -62,6 +62,44 @@ def test_the_operator_in_compiled_graphs() -> None:
         torch.library.opcheck(operator.default, (*operands, *window))
     with pytest.raises(ValueError, match="matrix and bias must have"):
         operator(operands[0], operands[1], operands[2][1:], None, *window)
+
+
+@pytest.mark.skipif(not hasattr(torch.library, "register_vmap"), reason="vmap loops by itself")
+@pytest.mark.parametrize("mapped", [(0, 0, None, None), (None, 1, 0, 0), (0, None, None, 0)])
+def test_mapped_by_torch_func(
+    mapped: tuple[int | None, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    geometry = GEOMETRIES["3 x 3"]
+    operands = _generator(geometry)
+    window = tuple(map(tuple, geometry))
+
+    def generate(*operands: Tensor) -> Tensor:
+        return torch.ops.rednet.generating_involution2d(*operands, *window)
+
+    given = [
+        each if dim is None else torch.stack([each, each.flip(0)], dim)
+        for each, dim in zip(operands, mapped, strict=True)
+    ]
+    expected = []
+    for i in (0, 1):
+        sides = zip(given, mapped, strict=True)
+        expected.append(
+            generate(*(each if dim is None else each.select(dim, i) for each, dim in sides))
+        )
+    calls, run = [], generating._generate
+    monkeypatch.setattr(generating, "_generate", lambda *given: (calls.append(1), run(*given))[1])
+    assert_close(torch.func.vmap(generate, mapped)(*given), torch.stack(expected))
+    assert len(calls) <= 1
+
+
+def test_a_bias_may_change_before_the_backward_pass() -> None:
+    geometry = GEOMETRIES["3 x 3"]
+    operands = [each.requires_grad_() for each in _generator(geometry)]
+    output = generating_involution2d(*operands, *geometry).sum()
+    expected = torch.autograd.grad(output, operands, retain_graph=True)
+    with torch.no_grad():
+        operands[3].add_(1)
+    torch.testing.assert_close(torch.autograd.grad(output, operands), expected)
 
 
 def test_a_profiler_lists_it() -> None:
