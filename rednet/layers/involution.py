@@ -21,7 +21,7 @@ from rednet.ops.backends import is_generating
 from rednet.ops.checks import is_plain
 from rednet.ops.generating import generating_involution2d
 from rednet.ops.geometry import IntOrPair
-from rednet.ops.tracing import is_compiling, is_only_compiled, is_recorded
+from rednet.ops.tracing import is_checkpointed, is_compiling, is_only_compiled, is_recorded
 from rednet.registry import CONV_LAYERS
 
 # The published ones.
@@ -59,8 +59,8 @@ class Involution2d(ConvLayer):
             ``dict(type='Xavier', distribution='uniform')``; None for Kaiming.
         regenerate_weight: Whether the backward pass generates the kernels again, so that training
             does not keep them: they have ``K * K / group_channels`` times the size of the output.
-            They are kept nevertheless where a graph is traced, under torch.func, and where
-            ``conv2``, which generates them, was replaced or has hooks.
+            They are kept nevertheless where a graph is traced, under torch.func, inside a
+            checkpoint, and where ``conv2``, which generates them, was replaced or has hooks.
 
     Shape:
         - Input: (N, in_channels, H, W)
@@ -170,7 +170,7 @@ class Involution2d(ConvLayer):
     def _may_generate(self) -> bool:
         """Whether nobody may follow the operators, and there is something to gain."""
         if torch.is_grad_enabled():
-            return self.regenerate_weight and not is_recorded()
+            return self.regenerate_weight and not (is_recorded() or is_checkpointed())
         return (is_only_compiled() or not is_recorded()) and is_generating()
 
     def _generates_where_it_applies(self, padded: Tensor, reduced: Tensor) -> bool:

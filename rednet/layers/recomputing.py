@@ -14,31 +14,41 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from rednet.layers.base import is_unmodified
+from rednet.layers.base import ConvLayer, is_unmodified
 from rednet.layers.finishing import is_plain_module
 from rednet.ops.cpu import finishing, norm_gradient
-from rednet.ops.tracing import hooks_of_saved_tensors, is_recorded, may_hook_saved_tensors
+from rednet.ops.tracing import (
+    hooks_of_saved_tensors,
+    is_checkpointed,
+    is_recorded,
+    may_hook_saved_tensors,
+)
 
 
 def consume(
-    norm: nn.Module, activation: nn.Module, input: Tensor, consumer: Callable[[Tensor], Tensor]
+    norm: Any, activation: nn.Module, input: Tensor, consumer: Callable[[Tensor], Tensor]
 ) -> Tensor:
     """``consumer(activation(norm(input)))``, which keeps ``input`` only for the backward pass.
 
-    Where a graph is traced, under torch.func, with hooks on norm or activation, on a GPU, and with
-    anything but a batch norm in training and a ReLU, the modules are called, and keep what they do.
+    Where a graph is traced, under torch.func, inside a checkpoint, with hooks on norm or
+    activation, on a GPU, and with anything but a batch norm in training and a ReLU, the modules are
+    called, and keep what they do. Likewise if the consumer is a module of neither PyTorch nor this
+    package: it may do what hooks for saved tensors forbid, such as torch.func.grad.
 
     Args:
         norm: The norm.
         activation: The activation.
-        input: What the norm is called with.
+        input: What the norm is called with. If it is changed in place before the backward pass,
+            that raises a RuntimeError, even if only gradients of the consumer's are asked for.
         consumer: What is made of the activation's output. What it saves of it is computed again;
             it may save other tensors too.
     """
-    if not _may_recompute(norm, activation, input):
+    if not (_is_known(consumer) and _may_recompute(norm, activation, input)):
         return consumer(activation(norm(input)))
-    output, *statistics = _NormReLU.apply(input, norm.weight, norm.bias, norm)
-    sources = (input, norm.weight, norm.bias, *statistics)
+    # A clone, as a norm's bias may change before the backward pass: no gradient depends on it.
+    bias = norm.bias.clone()
+    output, *statistics = _NormReLU.apply(input, norm.weight, bias, norm)
+    sources = (input, norm.weight.detach().clone(), bias, *statistics)
     with recomputed(output, _normalized, sources):
         return consumer(output)
 
@@ -50,11 +60,19 @@ def consume_module(module: Any, input: Tensor, consumer: Callable[[Tensor], Tens
     return consume(module.norm, module.activate, module.conv(input), consumer)
 
 
+def _is_known(consumer: object) -> bool:
+    """Whether it is not a module, or one of PyTorch or this package that allows hooks."""
+    if not isinstance(consumer, nn.Module):
+        return True
+    return type(consumer) in (nn.Conv2d, nn.MaxPool2d) or isinstance(consumer, ConvLayer)
+
+
 def _may_recompute(norm: Any, activation: nn.Module, input: Tensor) -> bool:
     return (
         not is_recorded()  # first: the compiler must not look into the others
         and torch.is_grad_enabled()
         and may_hook_saved_tensors()
+        and not is_checkpointed()
         and type(input) is Tensor
         and input.device.type == "cpu"
         and input.dim() == 4
@@ -62,7 +80,8 @@ def _may_recompute(norm: Any, activation: nn.Module, input: Tensor) -> bool:
         and is_unmodified(norm, nn.BatchNorm2d)
         and is_unmodified(activation, nn.ReLU)
         and norm.training
-        and norm.affine
+        and norm.weight is not None
+        and norm.bias is not None
         and norm.track_running_stats
         and norm.momentum is not None
         and input.shape[1] == norm.num_features
@@ -75,8 +94,9 @@ class _NormReLU(torch.autograd.Function):
     def forward(
         ctx: Any, input: Tensor, weight: Tensor, bias: Tensor, norm: nn.BatchNorm2d
     ) -> tuple[Tensor, Tensor, Tensor]:
-        assert norm.num_batches_tracked is not None and norm.momentum is not None
-        norm.num_batches_tracked.add_(1)
+        assert norm.momentum is not None
+        if norm.num_batches_tracked is not None:
+            norm.num_batches_tracked.add_(1)
         running = norm.running_mean, norm.running_var
         output, mean, deviation = torch.native_batch_norm(
             input, weight, bias, *running, True, norm.momentum, norm.eps
@@ -90,7 +110,8 @@ class _NormReLU(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor, *_: Any) -> tuple[Tensor | None, ...]:
         input, weight, bias, mean, deviation = ctx.saved_tensors
         if torch.is_grad_enabled():  # to be differentiated in its turn
-            operands = input, weight, bias
+            # Views, since one may be made of another: its gradient would count twice.
+            operands = input, weight, bias = [each.view_as(each) for each in (input, weight, bias)]
             output = F.relu(F.batch_norm(input, None, None, weight, bias, True, eps=ctx.eps))
             needed = [each for each in operands if each.requires_grad]
             found = iter(torch.autograd.grad(output, needed, grad, create_graph=True))
@@ -132,6 +153,26 @@ def _normalized(
 # ---- tensors that are computed again where the graph has saved them
 
 
+class _Kept(NamedTuple):
+    """A tensor as it was: where hooks are in use, PyTorch does not check that it still is."""
+
+    tensor: Tensor
+    version: int
+
+    @classmethod
+    def now(cls, tensor: Tensor) -> _Kept:
+        return cls(tensor, tensor._version)
+
+    def unchanged(self) -> Tensor:
+        if self.tensor._version == self.version:
+            return self.tensor
+        raise RuntimeError(
+            "one of the variables needed for gradient computation has been modified by an inplace "
+            f"operation: [{self.tensor.type()} {list(self.tensor.shape)}] is at version "
+            f"{self.tensor._version}; expected version {self.version} instead"
+        )
+
+
 class _Use(NamedTuple):
     """Takes the place of a tensor that the graph has saved: a view of the recomputed one."""
 
@@ -153,11 +194,13 @@ class _Recomputed:
         self._address = output.untyped_storage().data_ptr()
         self._version, self._dtype = output._version, output.dtype
         self._compute = compute
+        hooks = hooks_of_saved_tensors() or (_Kept.now, _Kept.unchanged)
+        self._outer_pack: Callable[[Tensor], Any] = hooks[0]
+        self._outer_unpack: Callable[[Any], Tensor] = hooks[1]
         self._given = [each.detach() for each in sources]
         self._sources: list[Any] = []
         self._uses = self._left = 0
         self._value: Tensor | None = None
-        self._outer = hooks_of_saved_tensors()
 
     def pack(self, tensor: Tensor) -> Any:
         if (
@@ -165,28 +208,26 @@ class _Recomputed:
             or tensor.untyped_storage().data_ptr() != self._address
             or (tensor._version, tensor.dtype) != (self._version, self._dtype)
         ):
-            return tensor if self._outer is None else self._outer[0](tensor)
+            return self._outer_pack(tensor)
         if self._given:
             given, self._given = self._given, []
-            self._sources = given if self._outer is None else [*map(self._outer[0], given)]
+            self._sources = [*map(self._outer_pack, given)]
         self._uses += 1
         return _Use(self, tensor.shape, tensor.stride(), tensor.storage_offset())
 
     def unpack(self, packed: Any) -> Tensor:
         if not isinstance(packed, _Use) or packed.owner is not self:
-            return packed if self._outer is None else self._outer[1](packed)
-        if self._value is None:
-            self._value, self._left = self._recompute(), self._uses
-        value, self._left = self._value, self._left - 1
-        if self._left == 0:
-            self._value = None
+            return self._outer_unpack(packed)
+        value = self._value  # another thread may remove it
+        if value is None:
+            value, self._left = self._recompute(), self._uses
+        self._left -= 1
+        self._value = value if self._left > 0 else None
         return value.as_strided(packed.size, packed.stride, packed.offset)
 
     def _recompute(self) -> Tensor:
-        packed = self._sources
-        sources = packed if self._outer is None else [self._outer[1](each) for each in packed]
         with torch.no_grad():
-            return self._compute(*sources)
+            return self._compute(*map(self._outer_unpack, self._sources))
 
 
 @contextmanager

@@ -133,6 +133,16 @@ def hooks_of_saved_tensors() -> tuple[Callable, Callable] | None:
     return _top_hooks(False)
 
 
+def is_checkpointed() -> bool:
+    """Whether torch.utils.checkpoint runs now what the backward pass will run again.
+
+    Both runs have to save the same tensors, whatever follows the operators of one of them. Before
+    torch 2.2 never.
+    """
+    hooks = None if _top_hooks is None else hooks_of_saved_tensors()
+    return getattr(hooks and hooks[0], "__module__", None) == "torch.utils.checkpoint"
+
+
 def is_batched(tensor: Tensor) -> bool:
     """Whether it may be many gradients at once, from ``autograd.grad(is_grads_batched=True)``."""
     return not _shows_batches() or _is_batched(tensor)

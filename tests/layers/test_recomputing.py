@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 from torch.utils.flop_counter import FlopCounterMode
 
-from rednet.layers import recomputing
+from rednet.layers import Involution2d, recomputing
 from rednet.layers.recomputing import consume, consume_module
 from rednet.ops import tracing
 
@@ -121,6 +121,17 @@ def test_the_output_is_not_kept() -> None:
     assert abs(difference - 8 * 2 * 8 * 5 * 6) <= 8 * 16
 
 
+@pytest.mark.parametrize("counted", ["forward", "backward"])
+def test_a_checkpoint_saves_the_same_whatever_counts_one_pass(counted: str) -> None:
+    net, image = _net()
+    layer = Involution2d(4, 16, 3, padding=1).double()
+    flops = FlopCounterMode(display=False)
+    with flops if counted == "forward" else nullcontext():
+        output = checkpoint(nn.Sequential(net, layer), image, use_reentrant=False)
+    with flops if counted == "backward" else nullcontext():
+        output.sum().backward()
+
+
 @pytest.mark.parametrize("reentrant", [True, False])
 def test_inside_a_checkpoint(reentrant: bool) -> None:
     net, image = _net(momentum=0.0)
@@ -151,6 +162,19 @@ def test_inside_a_checkpoint_nothing_is_kept() -> None:
     output = checkpoint(call, image.requires_grad_(), use_reentrant=False)
     assert kept[0]() is None
     output.sum().backward()
+
+
+def test_user_hooks_get_what_is_kept(used: list[int]) -> None:
+    net, image = _net()
+    plain = copy.deepcopy(net)
+    expected = _results(plain, plain.plain, image)
+
+    def call(image: Tensor) -> Tensor:
+        with torch.autograd.graph.save_on_cpu():
+            return net(image)
+
+    torch.testing.assert_close(_results(net, call, image), expected)
+    assert set(used) == {8}
 
 
 def test_a_graph_serves_twice() -> None:
@@ -214,3 +238,65 @@ def test_norm_and_activation_of_a_module(used: list[int]) -> None:
     torch.testing.assert_close(actual, last(plain(image)))
     actual.sum().backward()
     assert set(used) == {8}
+
+
+@pytest.mark.parametrize("statistic", ["num_batches_tracked", "running_mean", "weight", "bias"])
+def test_norms_without(statistic: str) -> None:
+    net, image = _net()
+    setattr(net.norm, statistic, None)
+    if statistic == "running_mean":
+        net.norm.running_var = None
+    plain = copy.deepcopy(net)
+    torch.testing.assert_close(_results(net, net, image), _results(plain, plain.plain, image))
+
+
+def test_gradients_of_gradients_where_a_norm_is_used_twice() -> None:
+    norm, relu = nn.BatchNorm2d(3).double(), nn.ReLU()
+    convolution, image = nn.Conv2d(3, 3, 1).double(), torch.randn(2, 3, 4, 4).double()
+
+    def found(call: Callable) -> list[Tensor]:
+        given = image.clone().requires_grad_()
+        output = call(norm, relu, call(norm, relu, given * 1, convolution), convolution)
+        parameters = (given, norm.weight, convolution.weight)
+        first = torch.autograd.grad(output.square().sum(), parameters, create_graph=True)
+        return [*first, *torch.autograd.grad(first[1].square().sum(), parameters)]
+
+    plain = found(lambda norm, relu, input, consumer: consumer(relu(norm(input))))
+    torch.testing.assert_close(found(consume), plain)
+
+
+@pytest.mark.parametrize("changed", ["the consumer's weight", "the norm's input"])
+def test_what_was_changed_in_place_is_an_error(changed: str) -> None:
+    net, image = _net()
+    normed = net.first(image)
+    output = consume(net.norm, net.relu, normed, net.last).sum()
+    with torch.no_grad():
+        (normed if changed == "the norm's input" else net.last.weight).mul_(2)
+    needed = net.last.weight if changed == "the norm's input" else net.first.weight
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        torch.autograd.grad(output, needed)
+
+
+def test_a_norms_parameters_may_change_before_the_backward_pass() -> None:
+    net, image = _net()
+    expected = _results(net, net.plain, image)
+    output = net(image).square().sum()
+    with torch.no_grad():
+        net.norm.bias.add_(1)
+    bias, weight = torch.autograd.grad(output, (net.norm.bias, net.last.weight), retain_graph=True)
+    torch.testing.assert_close([bias, weight], [expected[5], expected[6]])
+    with torch.no_grad():
+        net.norm.weight.add_(1)
+    torch.testing.assert_close(torch.autograd.grad(output, net.last.weight)[0], weight)
+
+
+def test_a_consumer_of_somebody_else_may_forbid_hooks() -> None:
+    class Scaled(nn.Conv2d):
+        def forward(self, input: Tensor) -> Tensor:
+            square = torch.func.grad(lambda scale: (scale * input.detach()).square().sum())
+            return super().forward(input) * square(torch.ones((), dtype=input.dtype))
+
+    net, image = _net()
+    net.last = Scaled(8, 4, 1).double()
+    plain = copy.deepcopy(net)
+    torch.testing.assert_close(_results(net, net, image), _results(plain, plain.plain, image))
