@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from functools import partial
 from math import isqrt
 
 import torch
@@ -154,7 +153,10 @@ class Involution2d(ConvLayer):
         centers = self.window_centers(input)
         if may_finish(centers):
             return self._generate_and_apply(input, finish_module(self.conv1, centers))
-        return consume_module(self.conv1, centers, partial(self._generate_and_apply, input))
+        # Not a partial, which torch 2.1 cannot compile.
+        return consume_module(
+            self.conv1, centers, lambda reduced: self._generate_and_apply(input, reduced)
+        )
 
     def _generate_and_apply(self, input: Tensor, reduced: Tensor) -> Tensor:
         padded, padding = self.pad(input)

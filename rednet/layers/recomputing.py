@@ -43,7 +43,7 @@ def consume(
         consumer: What is made of the activation's output. What it saves of it is computed again;
             it may save other tensors too.
     """
-    if not (_is_known(consumer) and _may_recompute(norm, activation, input)):
+    if not (_may_recompute(norm, activation, input) and _is_known(consumer)):
         return consumer(activation(norm(input)))
     # A clone, as a norm's bias may change before the backward pass: no gradient depends on it.
     bias = norm.bias.clone()

@@ -33,7 +33,7 @@ from rednet.models.argument_checks import (
 from rednet.models.bottleneck import EXPANSION, Bottleneck
 from rednet.models.init_cfg import as_list, is_pretrained, loads_checkpoint
 from rednet.models.widen_stem import widen_stem_kernel
-from rednet.ops.tracing import is_exporting
+from rednet.ops.tracing import is_exporting, is_recorded
 from rednet.registry import MODELS
 
 STAGE_BLOCKS = {
@@ -292,7 +292,8 @@ def _stem(
 
 
 def _pooled_stem(stem: nn.Sequential, maxpool: nn.Module, image: Tensor) -> Tensor:
-    if not (is_unmodified(stem, nn.Sequential) and len(stem) == 5):
+    # First: torch 2.1 cannot compile the rest.
+    if is_recorded() or not (is_unmodified(stem, nn.Sequential) and len(stem) == 5):
         return maxpool(stem(image))
     first, involution, norm, activation, last = stem
     if may_finish(image):

@@ -80,6 +80,16 @@ def test_rednet_is_traced(format: torch.memory_format) -> None:
             assert actual.stride() == expected.stride()
 
 
+@pytest.mark.parametrize("training", [True, False])
+def test_rednet_is_one_compiled_graph(training: bool) -> None:
+    """In torch 2.1 too, which cannot compile much of Python."""
+    model = RedNet(26, base_channels=16, stem_channels=32).train(training)
+    compiled = torch.compile(copy.deepcopy(model), backend="eager", fullgraph=True)
+    images = torch.randn(4, 3, 64, 64)
+    with torch.set_grad_enabled(training):
+        torch.testing.assert_close(compiled(images), model(images), rtol=0.01, atol=0.01)
+
+
 def test_features_of_a_swapped_torchvision_model() -> None:
     models = pytest.importorskip("torchvision.models")
     extraction = pytest.importorskip("torchvision.models.feature_extraction")
