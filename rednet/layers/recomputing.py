@@ -80,13 +80,18 @@ def _may_recompute(norm: Any, activation: nn.Module, input: Tensor) -> bool:
         and is_unmodified(norm, nn.BatchNorm2d)
         and is_unmodified(activation, nn.ReLU)
         and norm.training
-        and norm.weight is not None
-        and norm.bias is not None
         and norm.track_running_stats
         and norm.momentum is not None
-        and input.shape[1] == norm.num_features
+        and _has_channels(norm, input.shape[1:2])
         and input.numel() > input.shape[1]  # the norm refuses a single number
     )
+
+
+def _has_channels(norm: nn.BatchNorm2d, shape: torch.Size) -> bool:
+    """Whether its tensors have this shape, which PyTorch's inner operator does not check."""
+    has_parameters = norm.weight is not None and norm.bias is not None
+    tensors = norm.weight, norm.bias, norm.running_mean, norm.running_var
+    return has_parameters and all(each is None or each.shape == shape for each in tensors)
 
 
 class _NormReLU(torch.autograd.Function):

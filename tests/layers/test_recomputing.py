@@ -215,6 +215,14 @@ def test_a_single_number_is_refused() -> None:
         net(torch.randn(1, 3, 1, 1, dtype=torch.float64))
 
 
+@pytest.mark.parametrize("tensor", ["weight", "bias", "running_mean", "running_var"])
+def test_tensors_of_another_shape_are_refused(tensor: str) -> None:
+    net, image = _net()
+    getattr(net.norm, tensor).data = torch.ones(5, dtype=torch.float64)
+    with pytest.raises(RuntimeError, match=f"{tensor} should contain 8 elements not 5"):
+        net(image)
+
+
 def test_what_the_consumer_overwrote_is_kept() -> None:
     net, image = _net()
 
