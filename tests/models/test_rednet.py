@@ -192,7 +192,7 @@ def test_checkpointing_changes_nothing_but_memory(image: Tensor) -> None:
     model, recomputed = _tiny(), _tiny(with_cp=True)
     recomputed.load_state_dict(model.state_dict())
     for each in (model, recomputed):
-        each(image)[3].sum().backward()
+        each.double()(image.double())[3].sum().backward()
     other = dict(recomputed.named_parameters())
     for key, parameter in model.named_parameters():
         torch.testing.assert_close(parameter.grad, other[key].grad)
