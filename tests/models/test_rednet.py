@@ -16,6 +16,7 @@ from rednet import ops
 from rednet.errors import ArgumentError
 from rednet.layers import Involution2d, recomputing
 from rednet.models import RedNet
+from rednet.ops.tracing import may_hook_saved_tensors
 from tests.tolerances import assert_close
 
 TINY = dict(depth=26, stem_channels=32, base_channels=16, out_indices=(0, 1, 2, 3))
@@ -394,4 +395,5 @@ def test_training_keeps_neither_weights_nor_the_outputs_of_relus_inside_blocks()
     less = _saved_bytes(network, image)
     for module in network.modules():
         module.register_full_backward_hook(lambda *_: None)  # then everything is kept
-    assert less < 0.7 * _saved_bytes(network, image)
+    share = 0.7 if may_hook_saved_tensors() else 0.9
+    assert less < share * _saved_bytes(network, image)
