@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from rednet.errors import UserError
 
-_PART = ".part"
+_PART = ".rednet-part"
 
 
 def write_file(path: str | Path, content: bytes) -> None:
@@ -33,11 +34,17 @@ def write_file(path: str | Path, content: bytes) -> None:
 def remove_parts(folder: str | Path) -> None:
     """Removes what :func:`write_file` left in a directory where its process was killed.
 
+    A file that another process is writing is locked and stays, and so does one that cannot be
+    removed.
+
     Args:
-        folder: The directory, in which no other process writes at the moment.
+        folder: The directory.
     """
     for part in Path(folder).glob(f".*{_PART}"):
-        part.unlink(missing_ok=True)
+        with suppress(OSError):
+            with open(part, "rb+") as file:  # NFS locks what is open for writing
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                part.unlink()
 
 
 @contextmanager
@@ -57,11 +64,13 @@ def _write_aside_and_rename(target: Path, content: bytes) -> None:
     aside, name = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.", suffix=_PART)
     try:
         with open(aside, "wb") as file:
+            with suppress(OSError):  # not every file system has locks
+                fcntl.flock(file, fcntl.LOCK_EX)
             file.write(content)
             file.flush()
             os.fsync(file.fileno())
-        os.chmod(name, 0o666 & ~_umask())  # mkstemp's files are private
-        os.replace(name, target)
+            os.chmod(name, 0o666 & ~_umask())  # mkstemp's files are private
+            os.replace(name, target)
     except BaseException:
         Path(name).unlink(missing_ok=True)
         raise

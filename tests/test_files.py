@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from rednet.errors import UserError
-from rednet.files import write_file
+from rednet.files import remove_parts, write_file
 
 
 class Killed(BaseException):
@@ -60,6 +60,28 @@ def test_a_kill_just_after_the_rename_is_no_other_error(
     with pytest.raises(Killed):
         write_file(tmp_path / "a.pth", b"content")
     assert (tmp_path / "a.pth").read_bytes() == b"content"
+
+
+def test_the_part_that_is_being_written_stays_until_its_process_ends(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As where two trainings share a work directory: the second one begins while the first saves."""
+
+    def begin_another_training(*_: object) -> None:
+        remove_parts(tmp_path)
+
+    rename = os.replace
+    monkeypatch.setattr(os, "fsync", begin_another_training)
+    monkeypatch.setattr(os, "replace", lambda *names: (remove_parts(tmp_path), rename(*names)))
+    write_file(tmp_path / "a.pth", b"content")
+    assert (tmp_path / "a.pth").read_bytes() == b"content"
+
+
+def test_only_files_can_be_parts(tmp_path: Path) -> None:
+    (tmp_path / ".a.rednet-part").mkdir()
+    (tmp_path / ".b.rednet-part").touch()
+    remove_parts(tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == [".a.rednet-part"]
 
 
 @pytest.fixture(params=[0o022, 0o007])

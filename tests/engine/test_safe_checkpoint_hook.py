@@ -87,10 +87,10 @@ def test_a_kill_during_a_save_leaves_the_file_before(
 
 
 def test_parts_that_a_killed_run_left_are_removed_when_the_next_begins(tmp_path: Path) -> None:
-    (tmp_path / ".epoch_1.pth.x7f_3q.part").write_bytes(b"part")
-    (tmp_path / "epoch_1.part").write_bytes(b"the user's")
+    (tmp_path / ".epoch_1.pth.x7f_3q.rednet-part").write_bytes(b"part")
+    (tmp_path / ".image.iso.part").write_bytes(b"the user's")
     hook_of(SmallRunner(tmp_path))
-    assert [path.name for path in tmp_path.iterdir()] == ["epoch_1.part"]
+    assert [path.name for path in tmp_path.iterdir()] == [".image.iso.part"]
 
 
 def test_a_best_checkpoint_of_another_run_stays(tmp_path: Path) -> None:

@@ -57,7 +57,7 @@ def problems(child: Child, code: int, folder: Path) -> list[str]:
         found.append(f"{len(child.errors())} lines: {child.errors()[:2]}")
     if "Traceback" in child.text():
         found.append("a traceback")
-    found += [f"a part of a file: {path}" for path in folder.rglob("*.part")]
+    found += [f"a part of a file: {path}" for path in folder.rglob("*.rednet-part")]
     return found
 
 

@@ -43,7 +43,7 @@ def _is_told_and_earlier_files_stay(
     assert f"error: {folder / name} cannot be written: No space left on device" in error
     assert len(error.splitlines()) == 1
     assert (folder / name).read_text() == "earlier"
-    assert not list(folder.glob(".*.part"))
+    assert not list(folder.glob(".*.rednet-part"))
 
 
 @pytest.mark.usefixtures("full_disk")
