@@ -41,10 +41,10 @@ def remove_parts(folder: str | Path) -> None:
         folder: The directory.
     """
     for part in Path(folder).glob(f".*{_PART}"):
-        with suppress(OSError):
-            with open(part, "rb+") as file:  # NFS locks what is open for writing
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                part.unlink()
+        # NFS locks only what is open for writing.
+        with suppress(OSError), open(part, "rb+") as file:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            part.unlink()
 
 
 @contextmanager

@@ -65,7 +65,7 @@ def test_a_kill_just_after_the_rename_is_no_other_error(
 def test_the_part_that_is_being_written_stays_until_its_process_ends(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """As where two trainings share a work directory: the second one begins while the first saves."""
+    """As where two trainings share a work directory, and one begins while the other saves."""
 
     def begin_another_training(*_: object) -> None:
         remove_parts(tmp_path)

@@ -7,10 +7,13 @@ from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
 from mmengine.config import Config
 from mmengine.registry import RUNNERS
 from mmengine.runner import Runner
 from mmengine.utils import import_modules_from_strings
+from mmengine.utils.dl_utils import set_multi_processing
+from torch.nn.utils import clip_grad_norm_
 
 from rednet.cli.config_file import read_file
 from rednet.cli.config_keys import constructor_of, fields
@@ -35,7 +38,23 @@ KEYS = {
         "param_scheduler",
         "checkpoint",
     ),
+    "auto_scale_lr": ("enable", "base_batch_size"),
     "env_cfg": ("cudnn_benchmark", "dist_cfg", "mp_cfg", "resource_limit"),
+    "env_cfg.dist_cfg": ("backend", "timeout"),
+    "optim_wrapper.paramwise_cfg": (
+        *("custom_keys", "bias_lr_mult", "bias_decay_mult", "norm_decay_mult", "flat_decay_mult"),
+        *("dwconv_decay_mult", "dcn_offset_lr_mult", "bypass_duplicate"),
+    ),
+}
+
+# Dicts that become the arguments of a function, with the names of these.
+ARGUMENTS = {
+    "compile": ("target", *inspect.signature(torch.compile).parameters),
+    "env_cfg.mp_cfg": tuple(inspect.signature(set_multi_processing).parameters),
+    "optim_wrapper.clip_grad": (
+        *("type", "clip_value"),
+        *inspect.signature(clip_grad_norm_).parameters,
+    ),
     "randomness": ("seed", "diff_rank_seed", "deterministic"),
 }
 
@@ -126,22 +145,42 @@ def import_rednet(config: Config) -> None:
 def check_fields(config: Config) -> None:
     """Refuses a field whose name is that of another one, misspelt, where nothing else would.
 
-    These are the fields at the top level, the default hooks, and the keys of ``env_cfg`` and
-    ``randomness``.
+    These are the fields at the top level and the keys of ``KEYS``. In the dicts of ``ARGUMENTS``
+    any unknown key is refused; some would fail only in the first iteration.
 
     Raises:
         UserError: With the names that it may have been meant as.
     """
+    # At the top level, variables of the file may have similar names.
     known = _fields(config.get("runner_type", "Runner"))
-    names: list[tuple[str, str, Collection[str]]]
-    names = [("", name, known) for name in config if name not in VARIABLES]
+    for name in config:
+        if name not in VARIABLES:
+            _check_name(config, "", name, known, did_you_mean(name, known, cutoff=0.88))
     for parent, keys in KEYS.items():
-        names += [(f"{parent}.", name, keys) for name in config.get(parent) or ()]
-    for parent, name, candidates in names:
-        # At the top level, variables of the file may have similar names.
-        advice = did_you_mean(name, candidates, cutoff=0.8 if parent else 0.88)
-        if name not in candidates and advice:
-            raise UserError(f"config {config.filename}: nothing reads {parent}{name}{advice}")
+        for name in _keys_below(config, parent):
+            _check_name(config, f"{parent}.", name, keys, did_you_mean(name, keys, cutoff=0.8))
+    for parent, keys in ARGUMENTS.items():
+        advice = f", whose keys are {', '.join(keys)}"
+        for name in _keys_below(config, parent):
+            _check_name(config, f"{parent}.", name, keys, did_you_mean(name, keys) or advice)
+
+
+def _check_name(
+    config: Config, parent: str, name: str, known: Collection[str], advice: str
+) -> None:
+    if name not in known and advice:
+        raise UserError(f"config {config.filename}: nothing reads {parent}{name}{advice}")
+
+
+def _keys_below(config: Config, key: str) -> list[str]:
+    """The keys of a dict of the config, where mmengine reads it."""
+    node: Any = dict(config.items())
+    for name in key.split("."):
+        # Constructors other than mmengine's have keys of their own in paramwise_cfg.
+        if not isinstance(node, Mapping) or "constructor" in node:
+            return []
+        node = node.get(name)
+    return list(node) if isinstance(node, Mapping) else []
 
 
 def check_numbers(config: Config) -> None:

@@ -15,14 +15,16 @@ from mmengine.registry import (
     DATASETS,
     HOOKS,
     LOG_PROCESSORS,
+    LOOPS,
     METRICS,
     MODELS,
     OPTIM_WRAPPERS,
     OPTIMIZERS,
+    PARAM_SCHEDULERS,
     VISUALIZERS,
     Registry,
 )
-from mmengine.runner import EpochBasedTrainLoop, IterBasedTrainLoop, LogProcessor
+from mmengine.runner import EpochBasedTrainLoop, IterBasedTrainLoop, LogProcessor, TestLoop, ValLoop
 from torch.utils.data import DataLoader
 
 LOADERS = ("train_dataloader", "val_dataloader", "test_dataloader")
@@ -39,12 +41,18 @@ _REGISTRIES: dict[str, Registry] = {
     "custom_hooks": HOOKS,
     "visualizer": VISUALIZERS,
     "log_processor": LOG_PROCESSORS,
+    "param_scheduler": PARAM_SCHEDULERS,
+    "train_cfg": LOOPS,
+    "val_cfg": LOOPS,
+    "test_cfg": LOOPS,
 }
 # The classes of fields that need no type.
 _WITHOUT_TYPE: dict[str, type] = {
     **dict.fromkeys(LOADERS, DataLoader),
     "optim_wrapper": OptimWrapper,
     "log_processor": LogProcessor,
+    "val_cfg": ValLoop,
+    "test_cfg": TestLoop,
 }
 
 
@@ -155,14 +163,14 @@ def _locate(value: Any, place: Place) -> tuple[str, Any] | None:
 def _likeness(value: Any, node: Any) -> int:
     """How many items of a node are in a value; 0 if the value was not made from the node.
 
-    Both need the same type, because what a function got may have changed in other items. Without
-    one, all items have to be there.
+    Both need the same type, because what a function got may have changed in other items. A node
+    without one, to which a class may have added its default, has to be there with all items.
     """
     if not isinstance(node, (Mapping, list, tuple)) or not node:
         return 0
     if not (isinstance(value, Mapping) and isinstance(node, Mapping)):
         return len(node) if type(value) is type(node) and value == node else 0
-    if node.get("type") != value.get("type"):
+    if "type" in node and node["type"] != value.get("type"):
         return 0
     equal = sum(key in value and _equal(value[key], each) for key, each in node.items())
     return equal if "type" in node or equal == len(node) else 0

@@ -7,7 +7,7 @@ import linecache
 import os
 import re
 import traceback
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from types import FrameType
 from typing import Any
@@ -26,6 +26,7 @@ from rednet.cli.config_keys import (
     Place,
     config_of,
     constructor_of,
+    fields,
     find_place,
     frames_of,
 )
@@ -187,7 +188,7 @@ def describe(error: BaseException, config: Config | None = None) -> str:
     if place is None:
         return reason_of(error)
     line = _unknown_type(error, place) or _unknown_optimizer(error, place)
-    return line or _wrong_argument(error, place) or _wrong_value(error, place)
+    return line or _wrong_argument(error, place, config) or _wrong_value(error, place)
 
 
 def reason_of(error: BaseException) -> str:
@@ -208,7 +209,7 @@ def _unknown_type(error: BaseException, place: Place) -> str | None:
     if not isinstance(error, KeyError) or not isinstance(place.node, Mapping):
         return None
     name = place.node.get("type")
-    if name is None and "must contain the key" in str(error):
+    if name is None and (error.args == ("type",) or "must contain the key" in str(error)):
         return f"{place.key}={_short(place.node)} needs a type"
     if place.registry is None or "is not in the" not in str(error):
         return None
@@ -239,23 +240,38 @@ def _registered(registry: Any) -> set[str]:
     return names
 
 
-def _wrong_argument(error: BaseException, place: Place) -> str | None:
+def _wrong_argument(error: BaseException, place: Place, config: Any) -> str | None:
     """The message if the constructor does not have a field of a dict, or needs another."""
     if not isinstance(error, TypeError) or not isinstance(place.node, Mapping):
         return None
-    kind = place.node.get("type") or place.key
+    kind = place.node.get("type") or place.constructor or place.key
     name = getattr(kind, "__name__", kind)
     unexpected, missing = _UNEXPECTED.search(str(error)), _MISSING.search(str(error))
-    if unexpected and unexpected[1] in place.node:
-        field = unexpected[1]
-        constructor = place.constructor or constructor_of(place.key, place.node, None)
-        advice = did_you_mean(field, _parameters(constructor))
-        advice = advice or f"; {place.key}._delete_=True replaces an inherited dict as a whole"
-        return (
-            f"{place.key}.{field}={_short(place.node[field])}: {name} has no argument {field!r}"
-            f"{advice}"
-        )
+    if unexpected:
+        return _unknown_argument(unexpected[1], name, place, config)
     return f"{place.key}: {name} needs {missing[1]}" if missing else None
+
+
+def _unknown_argument(field: str, constructor: str, place: Place, config: Any) -> str | None:
+    """The message about a field of the dict, or of another one that has been handed on."""
+    below = [(place.key, place.node), *fields(place.node, place.key)]
+    holders = _with_field(field, below) or _with_field(field, fields(dict(config.items()), ""))
+    if not holders:
+        return None
+    key, node = holders[0]
+    arguments: Mapping[str, Any] = {}
+    if key == place.key:
+        arguments = _parameters(place.constructor or constructor_of(key, node, None))
+    advice = did_you_mean(field, arguments) or (
+        f"; {key}._delete_=True replaces an inherited dict as a whole"
+    )
+    return f"{key}.{field}={_short(node[field])}: {constructor} has no argument {field!r}{advice}"
+
+
+def _with_field(
+    field: str, nodes: Iterable[tuple[str, Any]]
+) -> list[tuple[str, Mapping[str, Any]]]:
+    return [(key, node) for key, node in nodes if isinstance(node, Mapping) and field in node]
 
 
 def _wrong_value(error: BaseException, place: Place) -> str:
@@ -288,7 +304,19 @@ def text_for_number(node: Mapping[str, Any], constructor: Any) -> str | None:
 
 
 def _parameters(constructor: Any) -> Mapping[str, inspect.Parameter]:
-    return inspect.signature(constructor).parameters if callable(constructor) else {}
+    """The parameters of a class or function, those of base classes that get ``**kwargs`` too."""
+    if not callable(constructor):
+        return {}
+    kinds = [constructor]
+    if isinstance(constructor, type):
+        kinds = [kind for kind in constructor.__mro__ if "__init__" in vars(kind)] or kinds
+    found: dict[str, inspect.Parameter] = {}
+    for kind in kinds:
+        parameters = inspect.signature(kind).parameters
+        found = {**parameters, **found}
+        if all(each.kind is not each.VAR_KEYWORD for each in parameters.values()):
+            break
+    return found
 
 
 def _is_number(parameter: inspect.Parameter) -> bool:

@@ -14,6 +14,7 @@ from mmengine.hooks import CheckpointHook
 from mmengine.runner import Runner
 
 from rednet.checkpoint.writing import INTERRUPTED, LAST_CHECKPOINT
+from rednet.errors import UserError
 from rednet.files import remove_parts, write_file
 from rednet.registry import HOOKS
 
@@ -58,7 +59,8 @@ class SafeCheckpointHook(CheckpointHook):
     other ``backend_args`` are written as mmengine writes them.
 
     Raises:
-        UserError: If a file cannot be written, as on a full disk. The earlier files are intact.
+        UserError: If a file cannot be written, as on a full disk, or a metric of ``save_best`` is
+            not among those of the validation. The earlier files are intact.
 
     Examples:
         >>> default_hooks = dict(
@@ -66,6 +68,12 @@ class SafeCheckpointHook(CheckpointHook):
     """
 
     backend_args: dict[str, Any] | None
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        # What mmengine would hand on to Runner.save_checkpoint, which fails after an epoch then.
+        for name in self.args:
+            raise TypeError(f"{type(self).__name__} got an unexpected keyword argument {name!r}")
 
     def before_run(self, runner: Runner) -> None:
         """Finds the checkpoint of ``resume=True``, whose name mmengine takes from where it runs."""
@@ -137,6 +145,12 @@ class SafeCheckpointHook(CheckpointHook):
         runner.message_hub.update_info("keep_ckpt_ids", list(self.keep_ckpt_ids))
 
     def _save_best_checkpoint(self, runner: Runner, metrics: dict[str, float]) -> None:
+        for name in self.save_best or ():
+            if name != "auto" and metrics and name not in metrics:
+                raise UserError(
+                    f"default_hooks.checkpoint.save_best={name!r} is not among the metrics of the "
+                    f"validation, which are {', '.join(metrics)}"
+                )
         super()._save_best_checkpoint(runner, metrics)
         if self._local:
             self._remove_outdated()
