@@ -186,9 +186,19 @@ def describe(error: BaseException, config: Config | None = None) -> str:
     if isinstance(error, UserError):
         return f"{place.key}: {error}" if place else str(error)
     if place is None:
-        return reason_of(error)
+        return (config and _without_place(error, config)) or reason_of(error)
     line = _unknown_type(error, place) or _unknown_optimizer(error, place)
     return line or _wrong_argument(error, place, config) or _wrong_value(error, place)
+
+
+def _without_place(error: BaseException, config: Config) -> str | None:
+    """The message if the only field of a name, or the only one with a text, caused the error."""
+    if isinstance(error, KeyError):
+        text = error.args[0] if error.args else None
+        keys = [key for key, value in fields(dict(config.items()), "") if value == text]
+        if isinstance(text, str) and len(keys) == 1:
+            return f"{keys[0]}={_short(text)}: {reason_of(error)}"
+    return _wrong_argument(error, Place("", {}), config)
 
 
 def reason_of(error: BaseException) -> str:
@@ -244,18 +254,20 @@ def _wrong_argument(error: BaseException, place: Place, config: Any) -> str | No
     """The message if the constructor does not have a field of a dict, or needs another."""
     if not isinstance(error, TypeError) or not isinstance(place.node, Mapping):
         return None
-    kind = place.node.get("type") or place.constructor or place.key
+    called = str(error).partition("(")[0].removesuffix(".__init__")
+    kind = place.node.get("type") or place.constructor or place.key or called
     name = getattr(kind, "__name__", kind)
     unexpected, missing = _UNEXPECTED.search(str(error)), _MISSING.search(str(error))
-    if unexpected:
+    if unexpected is not None:
         return _unknown_argument(unexpected[1], name, place, config)
-    return f"{place.key}: {name} needs {missing[1]}" if missing else None
+    return f"{place.key}: {name} needs {missing[1]}" if missing and place.key else None
 
 
 def _unknown_argument(field: str, constructor: str, place: Place, config: Any) -> str | None:
     """The message about a field of the dict, or of another one that has been handed on."""
     below = [(place.key, place.node), *fields(place.node, place.key)]
-    holders = _with_field(field, below) or _with_field(field, fields(dict(config.items()), ""))
+    elsewhere = _with_field(field, fields(dict(config.items()), ""))
+    holders = _with_field(field, below) or (elsewhere if len(elsewhere) == 1 else [])
     if not holders:
         return None
     key, node = holders[0]

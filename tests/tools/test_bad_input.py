@@ -10,7 +10,10 @@ import pytest
 
 pytest.importorskip("mmpretrain")
 
+from mmengine.config import Config
+
 from rednet.cli.command import run
+from rednet.cli.failures import describe
 from tests.forked_programs import run_tool
 from tools import train
 from tools.analysis_tools import get_flops
@@ -101,7 +104,7 @@ OPTIONS = {
     "train_dataloader.dataset.pipeline=5": "train_dataloader.dataset",
     "custom_hooks=[dict(type=TemperatureHook)]": "did you mean TemperatureAnnealHook",
     "custom_hooks=[dict(a=1)]": "custom_hooks.0=dict(a=1) needs a type",
-    "custom_hooks=[dict(type=EMAHook,momentm=1)]": "unexpected keyword argument 'momentm'",
+    "custom_hooks=[dict(type=EMAHook,momentm=1)]": "error: custom_hooks.0.momentm=1: Exponential",
     "custom_hooks=[dict(type=TrainingCurveHook,intervall=1)]": "did you mean interval?",
     "custom_hooks=3": "custom_hooks must be a list of dicts",
     "default_hooks.checkpoint.type=ChekpointHook": "checkpoint.type='ChekpointHook' is not",
@@ -239,6 +242,12 @@ def test_converting_without_a_backbone(line_of: Callable[..., str], tmp_path: Pa
     torch.save(dict(state_dict={"stem.0.conv.weight": torch.zeros(1)}), tmp_path / "a.pth")
     line = line_of(convert_checkpoint.main, "a.pth", "b.pth", "--config", "none.py")
     assert "model.backbone must be a dict, got None" in line
+
+
+def test_a_text_that_only_one_field_has() -> None:
+    config = Config(dict(log_level="INFOO", model=dict(type="RedNet")))
+    assert describe(KeyError("INFOO"), config) == "log_level='INFOO': KeyError: 'INFOO'"
+    assert describe(KeyError("other"), config) == "KeyError: 'other'"
 
 
 # ---- whole command lines

@@ -88,7 +88,10 @@ def test_the_edge_of_the_image_is_a_boundary() -> None:
         (["{0}/truth.json", "{0}/truth.json"], "truth.json must hold a list, got a dict"),
         (["{0}/truth.json", "{0}/empty.json"], "empty.json has no detections"),
         (["{0}/truth.json", "{0}/boxes.json"], "boxes.json has no masks: the file that ends in"),
-        (["{0}/truth.json", "{0}/other.json"], "other.json: image 8 is not among the annotated"),
+        (["{0}/truth.json", "{0}/other.json"], "other.json: image_id 8 is not among the"),
+        (["{0}/truth.json", "{0}/class.json"], "class.json: category_id 9 is not among the"),
+        (["{0}/truth.json", "{0}/score.json"], "score.json: detection 0 has no score"),
+        (["{0}/coco.json", "{0}/result.segm.json"], "coco.json: annotation 1 has no segmentation"),
         (["{0}/truth.json", "{0}/empty.json", "--dilation-ratio", "2"], "--dilation-ratio must be"),
     ],
 )
@@ -101,6 +104,13 @@ def test_bad_input(
 ) -> None:
     (tmp_path / "empty.json").write_text("[]")
     (tmp_path / "boxes.json").write_text('[{"image_id": 7, "bbox": [0, 0, 1, 1]}]')
-    (tmp_path / "other.json").write_text('[{"image_id": 8, "segmentation": {}}]')
+    (detection,) = json.loads(Path(files[1]).read_text())
+    changes = dict(other=dict(image_id=8), score=dict(score=None))
+    changes["class"] = dict(category_id=9)
+    for name, change in changes.items():
+        (tmp_path / f"{name}.json").write_text(json.dumps([{**detection, **change}]))
+    truth = json.loads(Path(files[0]).read_text())
+    del truth["annotations"][0]["segmentation"]
+    (tmp_path / "coco.json").write_text(json.dumps(truth))
     assert run(boundary_ap.main, [each.format(tmp_path) for each in arguments]) == 2
     assert message in capsys.readouterr().err

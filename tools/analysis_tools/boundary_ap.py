@@ -1,4 +1,4 @@
-"""Tell how much of the mask AP is lost at the masks' boundaries.
+"""Print how much of the mask AP is lost at the masks' boundaries.
 
     python tools/test.py CONFIG CHECKPOINT \
         --cfg-options test_evaluator.outfile_prefix=work_dirs/result
@@ -28,9 +28,11 @@ from pycocotools import mask as coco_mask
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
+from rednet.cli.coco import check_coco
 from rednet.cli.command import run
 from rednet.errors import UserError
 
+DETECTION = ("image_id", "category_id", "score", "segmentation")
 METRICS = ("AP", "AP50", "AP75", "AP small", "AP medium", "AP large")
 Annotation = dict[str, Any]
 
@@ -105,7 +107,7 @@ def evaluate(
     """
     with contextlib.redirect_stdout(io.StringIO()):  # pycocotools prints what it does
         truth = COCO()
-        truth.dataset = _read(annotations, dict)
+        truth.dataset = _annotated(annotations)
         truth.createIndex()
         found = truth.loadRes(_masks_of(results, truth))
         evaluations = {
@@ -122,15 +124,33 @@ def evaluate(
     }
 
 
+def _annotated(path: Path) -> dict[str, Any]:
+    content = _read(path, dict)
+    check_coco(str(path), ())
+    for annotation in content["annotations"]:
+        _require(f"{path}: annotation {annotation['id']}", annotation, ("segmentation", "iscrowd"))
+    return content
+
+
+def _require(what: str, entry: Mapping[str, Any], names: Sequence[str]) -> None:
+    for name in names:
+        if entry.get(name) is None:
+            raise UserError(f"{what} has no {name}")
+
+
 def _masks_of(results: Path, truth: COCO) -> list[Annotation]:
     found = _read(results, list)
     if not found:
         raise UserError(f"{results} has no detections")
     if not all(isinstance(each, Mapping) and "segmentation" in each for each in found):
         raise UserError(f"{results} has no masks: the file that ends in .segm.json has them")
-    unknown = sorted({each["image_id"] for each in found} - set(truth.getImgIds()))
-    if unknown:
-        raise UserError(f"{results}: image {unknown[0]} is not among the annotated ones")
+    for number, each in enumerate(found):
+        _require(f"{results}: detection {number}", each, DETECTION)
+    known = {"image_id": truth.getImgIds(), "category_id": truth.getCatIds()}
+    for field, ids in known.items():
+        unknown = sorted({each[field] for each in found} - set(ids))
+        if unknown:
+            raise UserError(f"{results}: {field} {unknown[0]} is not among the annotated ones")
     # Sizes are those of masks. pycocotools would take a box's, where there is one.
     return [{key: value for key, value in each.items() if key != "bbox"} for each in found]
 
