@@ -16,7 +16,7 @@ def test_every_size_and_pass(
     for name, value in (("SHORTEST_TURN", 1e-9), ("COPIED_NUMBERS", 64), ("PRODUCT_SIDE", 8)):
         monkeypatch.setattr(f"timing.{name}", value)
     monkeypatch.setattr(benchmark_growth, "SIZES", {"side": (4, 8, 16), "threads": (1, 2, 4096)})
-    out, picture = tmp_path / "growth.json", tmp_path / "growth.png"
+    out, picture = tmp_path / "growth.json", tmp_path / "new" / "growth.png"
     arguments = ["--channels", "16", "--side", "8", "--turns", "1", "--sizes", "side", "threads"]
     arguments += ["--out", str(out), "--picture", str(picture), "--threads", "2"]
     assert run(benchmark_growth.main, arguments) == 0
@@ -45,3 +45,5 @@ def test_bad_input(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     picture.parent.touch()
     assert run(benchmark_growth.main, ["--picture", str(picture)]) == 2
     assert "--picture" in capsys.readouterr().err
+    assert run(benchmark_growth.main, ["--picture", str(tmp_path / "growth.txt")]) == 2
+    assert "growth.txt must end in one of" in capsys.readouterr().err

@@ -12,6 +12,7 @@ takes four times as long. The picture shows every point, and the work as lines t
 from __future__ import annotations
 
 import argparse
+import io
 import itertools
 import math
 import sys
@@ -39,6 +40,8 @@ from timing import (
 from rednet.cli.arguments import positive
 from rednet.cli.command import run
 from rednet.cli.paths import check_output
+from rednet.errors import UserError
+from rednet.files import write_file
 from rednet.ops import involution2d
 from rednet.ops.dtypes import accumulation_dtype
 from rednet.ops.flop_formulas import involution_multiply_adds
@@ -79,7 +82,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     args = _parse(arguments)
     set_up(args)
     if args.picture:
-        check_output(args.picture, "--picture")
+        _check_picture(args.picture)
     machine, clock = describe_machine(args.device), Clock(args.device)
     rates = measure_rates(clock, args.device, accumulation_dtype(DTYPES[args.dtype]))
     print(f"{in_words(machine)}, {args.dtype}\n")
@@ -90,6 +93,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
         if points:  # a GPU has no threads to vary
             curves[size, what] = points
             print(_row(size, what, points), flush=True)
+    if not curves:
+        raise UserError(
+            f"no value of {', '.join(args.sizes)} is left: raise --largest or change --sizes"
+        )
     if args.picture:
         draw(curves, args.picture)
     if args.out:
@@ -98,6 +105,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
             for (size, what), points in curves.items()
         ]
         write_results(args.out, {**machine, **rates._asdict()}, args, records)
+
+
+def _check_picture(path: Path) -> None:
+    from matplotlib.backend_bases import FigureCanvasBase
+
+    check_output(path, "--picture")
+    formats = FigureCanvasBase.get_supported_filetypes()
+    if path.suffix[1:].lower() not in formats:
+        raise UserError(f"--picture {path} must end in one of {', '.join(sorted(formats))}")
 
 
 def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
@@ -216,7 +232,9 @@ def draw(curves: dict[tuple[str, str], list[Point]], path: Path) -> None:
     axes[0, 0].set_ylabel("time of a call, ms")
     axes[1, 0].set_ylabel("peak memory, bytes")
     axes[0, 0].legend(fontsize="small")
-    figure.savefig(path, dpi=110)
+    content = io.BytesIO()
+    figure.savefig(content, format=path.suffix[1:].lower(), dpi=110)
+    write_file(path, content.getvalue())
 
 
 def _draw_curve(
