@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import fcntl
 import os
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 from rednet.errors import UserError
@@ -41,9 +40,7 @@ def remove_parts(folder: str | Path) -> None:
         folder: The directory.
     """
     for part in Path(folder).glob(f".*{_PART}"):
-        # NFS locks only what is open for writing.
-        with suppress(OSError), open(part, "rb+") as file:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        with suppress(OSError), _locked(part, waits=False):
             part.unlink()
 
 
@@ -63,18 +60,36 @@ def failing_as_user_error(path: str | Path) -> Iterator[None]:
 def _write_aside_and_rename(target: Path, content: bytes) -> None:
     aside, name = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.", suffix=_PART)
     try:
-        with open(aside, "wb") as file:
+        with ExitStack() as stack:
             with suppress(OSError):  # not every file system has locks
-                fcntl.flock(file, fcntl.LOCK_EX)
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
+                stack.enter_context(_locked(Path(name), waits=True))
+            with open(aside, "wb") as file:
+                file.write(content)
+                file.flush()
+                os.fsync(file.fileno())
             os.chmod(name, 0o666 & ~_umask())  # mkstemp's files are private
             os.replace(name, target)
     except BaseException:
         Path(name).unlink(missing_ok=True)
         raise
     _sync_directory(target.parent)
+
+
+@contextmanager
+def _locked(path: Path, *, waits: bool) -> Iterator[None]:
+    """Locks a file, on systems where an open file can be locked, renamed and removed.
+
+    Raises:
+        OSError: If there is no such lock, or without ``waits`` another process has it.
+    """
+    if os.name != "posix":
+        yield
+        return
+    import fcntl
+
+    with open(path, "rb+") as file:  # NFS locks only what is open for writing
+        fcntl.flock(file, fcntl.LOCK_EX if waits else fcntl.LOCK_EX | fcntl.LOCK_NB)
+        yield
 
 
 def _umask() -> int:
