@@ -30,8 +30,23 @@ torch.set_num_threads(min(4, torch.get_num_threads()))
 config_utils.load = functools.cache(config_utils.load)
 
 
+# Files that take 15 seconds and more. A process that got one of them last would work alone.
+LONG_FILES = (
+    "test_dist_train.py",
+    "test_cuda.py",
+    "test_train.py",
+    "test_stock_models.py",
+    "test_bad_input.py",
+    "test_readmes.py",
+    "test_triton.py",
+    "test_variants.py",
+    "test_cuda_compile.py",
+)
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Skip the tests marked ``gpu`` where there is no CUDA device."""
+    """Put long files first, and skip the tests marked ``gpu`` where there is no CUDA device."""
+    items.sort(key=lambda item: item.path.name not in LONG_FILES)
     if torch.cuda.is_available():
         return
     skip = pytest.mark.skip(reason="needs a CUDA device")

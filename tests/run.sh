@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
 # Install what is missing, check lint, format and types, then run the tests. Arguments go to pytest.
 # Everything goes into the active virtual environment, or else into .venv.
-# The tests share the cores, at most four of them, file by file: a fixture serves its whole file. The
-# order stays, because the files with few tests have the long ones.
+# The tests share the cores, at most four of them, file by file: a fixture serves its whole file. They
+# stay in the order of conftest.py, where the long files come first.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 environment=${VIRTUAL_ENV:-.venv}
