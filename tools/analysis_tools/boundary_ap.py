@@ -106,9 +106,7 @@ def evaluate(
         UserError: If a file is missing or not what it should be.
     """
     with contextlib.redirect_stdout(io.StringIO()):  # pycocotools prints what it does
-        truth = COCO()
-        truth.dataset = _annotated(annotations)
-        truth.createIndex()
+        truth = _annotated(annotations)
         found = truth.loadRes(_masks_of(results, truth))
         evaluations = {
             "mask": COCOeval(truth, found, "segm"),
@@ -124,12 +122,12 @@ def evaluate(
     }
 
 
-def _annotated(path: Path) -> dict[str, Any]:
-    content = _read(path, dict)
+def _annotated(path: Path) -> COCO:
     check_coco(str(path), ())
-    for annotation in content["annotations"]:
+    truth = COCO(path)
+    for annotation in truth.dataset["annotations"]:
         _require(f"{path}: annotation {annotation['id']}", annotation, ("segmentation", "iscrowd"))
-    return content
+    return truth
 
 
 def _require(what: str, entry: Mapping[str, Any], names: Sequence[str]) -> None:
@@ -139,7 +137,7 @@ def _require(what: str, entry: Mapping[str, Any], names: Sequence[str]) -> None:
 
 
 def _masks_of(results: Path, truth: COCO) -> list[Annotation]:
-    found = _read(results, list)
+    found = _read_list(results)
     if not found:
         raise UserError(f"{results} has no detections")
     if not all(isinstance(each, Mapping) and "segmentation" in each for each in found):
@@ -155,13 +153,13 @@ def _masks_of(results: Path, truth: COCO) -> list[Annotation]:
     return [{key: value for key, value in each.items() if key != "bbox"} for each in found]
 
 
-def _read(path: Path, kind: type) -> Any:
+def _read_list(path: Path) -> list[Any]:
     try:
         content = json.loads(path.read_text())
     except (OSError, ValueError) as error:  # of JSON and of its encoding
         raise UserError(f"{path} is not a JSON file: {error}") from error
-    if not isinstance(content, kind):
-        raise UserError(f"{path} must hold a {kind.__name__}, got a {type(content).__name__}")
+    if not isinstance(content, list):
+        raise UserError(f"{path} must hold a list, got a {type(content).__name__}")
     return content
 
 
