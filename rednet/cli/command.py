@@ -36,17 +36,20 @@ def run(
     Returns:
         The exit status: 0, or 2 after a user error.
     """
+    status = 0
     try:
         main(arguments)
     except UserError as error:
+        status = USER_ERROR
         if isinstance(error, LostProcessError):
             wait_for_launcher()
         with_traceback = TRACEBACK in (sys.argv[1:] if arguments is None else arguments)
         report_once(partial(_tell, error, with_traceback))
-        return USER_ERROR
+        if isinstance(error, LostProcessError):  # leaving waits for the lost process
+            return status
     if dist.is_available() and dist.is_initialized():
-        _leave_process_group()
-    return 0
+        _leave_process_group(status)
+    return status
 
 
 def _tell(error: UserError, with_traceback: bool) -> None:
@@ -69,15 +72,17 @@ def _written(error: UserError) -> str:
     return f" (traceback: {path})"
 
 
-def _leave_process_group() -> None:
+def _leave_process_group(status: int) -> None:
     """Ends the threads of the process group.
 
-    A thread that releases a tensor while the interpreter shuts down would abort the process. The
-    threads live as long as anything refers to the group. A runner does until it is collected,
-    because its parts refer to each other.
+    A thread of Gloo that releases a tensor while the interpreter shuts down would abort the
+    process. The threads live as long as anything refers to the group. A runner does until it is
+    collected, because its parts refer to each other. After an error, NCCL might wait for processes
+    that are still running, and its threads hold no tensors.
     """
     gc.collect()
-    dist.destroy_process_group()
+    if status == 0 or dist.get_backend() == dist.Backend.GLOO:
+        dist.destroy_process_group()
 
 
 def _message(error: UserError) -> str:

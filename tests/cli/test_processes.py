@@ -13,6 +13,7 @@ from rednet.cli import processes
 from rednet.cli.command import run
 from rednet.cli.failures import setting_up
 from rednet.engine import InterruptHook
+from rednet.errors import UserError
 
 VARIABLES = {
     "RANK": "WORLD_SIZE",
@@ -92,6 +93,17 @@ def test_a_training_that_lost_a_process_and_was_told_to_end_is_silent(
         run(_lose_a_process, [])
     hook.after_train(runner)  # type: ignore[arg-type]
     assert not capsys.readouterr().err
+
+
+def test_a_command_leaves_the_process_group(capsys: pytest.CaptureFixture[str]) -> None:
+    def connect(arguments: list[str]) -> None:
+        distributed.init_process_group("gloo", store=distributed.HashStore(), rank=0, world_size=1)
+        for message in arguments:
+            raise UserError(message)
+
+    assert run(connect, ["no images"]) == 2 and not distributed.is_initialized()
+    assert "error: no images" in capsys.readouterr().err
+    assert run(connect, []) == 0 and not distributed.is_initialized()
 
 
 def _lose_a_process(_: object) -> None:

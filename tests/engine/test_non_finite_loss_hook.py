@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import subprocess
 import sys
 from pathlib import Path
@@ -138,24 +139,30 @@ CASES = [
 
 
 def in_one_of_two(rank: int, meeting: str) -> None:
-    """Takes three steps for each case, the second with a bad image in process 1."""
     distributed.init_process_group("gloo", f"file://{meeting}", rank=rank, world_size=2)
     for case, (action, mean, _) in enumerate(CASES):
-        hook, model = NonFiniteLossHook(action), Model()
-        model.register_buffer("mean", torch.zeros(1))
-        runner = runner_of(hook, MMDistributedDataParallel(model, broadcast_buffers=False))
-        for inputs in (torch.ones(1, 2), BAD if rank else torch.ones(1, 2), torch.ones(1, 2)):
-            if inputs is BAD:
-                model.mean.fill_(mean)
-            before = weights_of(model)
-            try:
-                step(hook, runner, inputs)
-            except UserError as error:
-                print(case, error)
-                break
-            same = torch.equal(before, weights_of(model))
-            print(case, "same" if same else "stepped", hook.skipped, before.tolist())
+        take_three_steps(rank, case, NonFiniteLossHook(action), mean)
+    # Its threads end once nothing refers to it, and have to before the interpreter does.
+    gc.collect()
     distributed.destroy_process_group()
+
+
+def take_three_steps(rank: int, case: int, hook: NonFiniteLossHook, mean: float) -> None:
+    """The second has a bad image in process 1."""
+    model = Model()
+    model.register_buffer("mean", torch.zeros(1))
+    runner = runner_of(hook, MMDistributedDataParallel(model, broadcast_buffers=False))
+    for inputs in (torch.ones(1, 2), BAD if rank else torch.ones(1, 2), torch.ones(1, 2)):
+        if inputs is BAD:
+            model.mean.fill_(mean)
+        before = weights_of(model)
+        try:
+            step(hook, runner, inputs)
+        except UserError as error:
+            print(case, error)
+            break
+        same = torch.equal(before, weights_of(model))
+        print(case, "same" if same else "stepped", hook.skipped, before.tolist())
 
 
 def test_two_processes_do_the_same(tmp_path: Path) -> None:
