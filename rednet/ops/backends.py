@@ -11,7 +11,7 @@ import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -24,15 +24,22 @@ ENVIRONMENT_VARIABLE = "REDNET_BACKEND"
 
 Kernel = Callable[[Tensor, Tensor, Tensor, Geometry], None]
 GenerateKernel = Callable[[Tensor, Tensor, Tensor, Tensor | None, Tensor, Geometry], None]
+GeneratorGradientKernel = Callable[
+    [Tensor, Tensor, Tensor, Tensor, Geometry], tuple[Tensor, Tensor, Tensor]
+]
 
 OPERATIONS = ("forward", "grad_input", "grad_weight")
+# Operations without a weight in memory, and those that they are or contain.
+FUSED_OPERATIONS = dict(
+    generate="forward", generate_grad_input="grad_input", grad_generator="grad_weight"
+)
 
 
 class Problem(NamedTuple):
     """All that the choice of a backend may depend on.
 
     Attributes:
-        operation: ``'forward'``, ``'grad_input'``, ``'grad_weight'`` or ``'generate'``.
+        operation: One of ``OPERATIONS`` or of ``FUSED_OPERATIONS``.
         device: The tensors' device.
         dtype: Their dtype.
         batch: Images.
@@ -87,10 +94,15 @@ class Backend:
         grad_weight: ``grad_weight(grad_output, input, grad_weight, geometry)`` fills grad_weight.
         unsupported_reason: ``unsupported_reason(problem)`` is None if the backend supports the
             problem, else the reason why it does not. It is asked about the operator's dtypes only,
-            and about ``'generate'`` only if there is such a function.
+            and about ``FUSED_OPERATIONS`` only if there is such a function.
         generate: ``generate(input, reduced, matrix, bias, output, geometry)`` fills output without
             a weight in memory, as :func:`rednet.ops.generating.generating_involution2d` says; None
             where the backend cannot.
+        generate_grad_input: ``generate_grad_input(grad_output, reduced, matrix, bias, grad_input,
+            geometry)`` fills grad_input in the same way; None where the backend cannot.
+        grad_generator: ``grad_generator(grad_output, input, reduced, matrix, geometry)`` gives the
+            gradients of reduced, matrix and bias without that of a weight in memory; None where the
+            backend cannot.
         on_request: Whether it is used only where it is forced.
     """
 
@@ -100,6 +112,8 @@ class Backend:
     grad_weight: Kernel
     unsupported_reason: Callable[[Problem], str | None]
     generate: GenerateKernel | None = None
+    generate_grad_input: GenerateKernel | None = None
+    grad_generator: GeneratorGradientKernel | None = None
     on_request: bool = False
 
 
@@ -220,20 +234,22 @@ def is_generating() -> bool:
     return any(each.generate is not None for each in _candidates())
 
 
-def select_generating(problem: Problem) -> GenerateKernel | None:
-    """What generates and applies the weight of a problem; None where that takes two steps.
+def select_fused(problem: Problem) -> Callable[..., Any] | None:
+    """The function for one of the ``FUSED_OPERATIONS``; None where that takes two steps.
 
-    It is the backend's that would compute the forward pass, if it has such a function and supports
-    the problem.
+    It is the backend's that would compute the operation with a weight, if it has such a function
+    and supports the problem.
 
     Raises:
         ArgumentError: If ``REDNET_BACKEND`` names no backend.
-        RuntimeError: If the forced backend does not support the forward pass.
+        RuntimeError: If the forced backend does not support the operation with a weight.
     """
-    candidate = select_backend(problem._replace(operation="forward"))
-    if candidate.generate is None or candidate.unsupported_reason(problem) is not None:
+    operation = FUSED_OPERATIONS[problem.operation]
+    candidate = select_backend(problem._replace(operation=operation))
+    kernel = getattr(candidate, problem.operation)
+    if kernel is None or candidate.unsupported_reason(problem) is not None:
         return None
-    return candidate.generate
+    return kernel
 
 
 def _candidates() -> list[Backend]:

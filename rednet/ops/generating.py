@@ -3,25 +3,28 @@
 The weight has ``K * K / group_channels`` times the size of the input, so that writing it and
 reading it again is most of what an involution layer moves. A backend with a ``generate`` function
 makes the kernels of a few pixels at a time and applies them at once. Gradients generate the weight
-again, so that no step keeps it. Compiled graphs hold it as an operator of PyTorch, and profilers
+again, so that no step keeps it, and where a backend can, neither the weight nor its gradient is in
+memory as a whole. Compiled graphs hold it as an operator of PyTorch, and profilers
 list it.
 """
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from rednet.ops.autocast import cast_together, without_autocast
-from rednet.ops.backends import Problem, select_generating
-from rednet.ops.checks import check_dtypes, check_generator
+from rednet.ops.backends import Problem, select_fused
+from rednet.ops.checks import check_dtypes, check_generator, is_plain
 from rednet.ops.geometry import Geometry, IntOrPair, pair
 from rednet.ops.involution import involution2d
 from rednet.ops.torch_library import allocate, define, stacked, vmap_rule
-from rednet.ops.tracing import is_compiling, is_profiled
+from rednet.ops.tracing import is_batched, is_compiling, is_profiled, is_recorded
 
 
 def generating_involution2d(
@@ -102,25 +105,72 @@ class _Regenerating(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
         input, reduced, matrix, bias = ctx.saved_tensors
-        kernel_size, *window = ctx.geometry
-        grad_input = None
+        of_input, needed = ctx.needs_input_grad[0], ctx.needs_input_grad[1:4]
+        step = _Backward(grad, input, reduced, matrix, bias, ctx.groups, ctx.geometry)
         with without_autocast(grad.device.type):
-            if ctx.needs_input_grad[0]:
-                weight = _generated(reduced, matrix, bias, ctx.groups, ctx.geometry)
-                grad_input = torch.ops.rednet.involution2d_grad_input(
-                    grad, weight, input.shape[2:], *window
-                )
-            if not any(ctx.needs_input_grad[1:4]):
-                return grad_input, None, None, None, None, None
-            grad_weight = torch.ops.rednet.involution2d_grad_weight(
-                grad, input, ctx.groups, kernel_size, *window
+            grad_input = step.grad_input() if of_input else None
+            gradients = step.grad_generator(needed) if any(needed) else (None, None, None)
+        return grad_input, *gradients, None, None
+
+
+class _Backward(NamedTuple):
+    """The gradients of one call, each in one step where a backend can, else in two."""
+
+    grad: Tensor
+    input: Tensor
+    reduced: Tensor
+    matrix: Tensor
+    bias: Tensor | None
+    groups: int
+    geometry: Geometry
+
+    def grad_input(self) -> Tensor:
+        """The gradient of the input."""
+        operands = self.reduced, self.matrix, self.bias
+        if generate := self._fused("generate_grad_input"):
+            size = self.input.shape[2], self.input.shape[3]
+            grad_input = allocate(self.grad, self.input.shape[1], size)
+            with _listed("generate_grad_input"):
+                generate(self.grad, *operands, grad_input, self.geometry)
+            return grad_input
+        weight = _generated(*operands, self.groups, self.geometry)
+        return torch.ops.rednet.involution2d_grad_input(
+            self.grad, weight, self.input.shape[2:], *self.geometry[1:]
+        )
+
+    def grad_generator(self, needed: tuple[bool, ...]) -> tuple[Tensor | None, ...]:
+        """The gradients of ``reduced``, ``matrix`` and bias, None where they are not needed."""
+        if differentiate := self._fused("grad_generator"):
+            operands = self.grad, self.input, self.reduced, self.matrix
+            with _listed("grad_generator"):
+                gradients = differentiate(*operands, self.geometry)
+            return tuple(
+                each if wanted else None for each, wanted in zip(gradients, needed, strict=True)
             )
-            # Not flatten: many gradients at once have no rule for it.
-            flat = grad_weight.reshape(len(reduced), len(matrix), *reduced.shape[2:])
-            of_reduced, of_matrix, of_bias = _generator_gradients(
-                flat, reduced, matrix, ctx.needs_input_grad[1:4]
-            )
-        return grad_input, of_reduced, of_matrix, of_bias, None, None
+        kernel_size, *window = self.geometry
+        grad_weight = torch.ops.rednet.involution2d_grad_weight(
+            self.grad, self.input, self.groups, kernel_size, *window
+        )
+        # Not flatten: many gradients at once have no rule for it.
+        flat = grad_weight.reshape(len(self.reduced), len(self.matrix), *self.reduced.shape[2:])
+        return _generator_gradients(flat, self.reduced, self.matrix, needed)
+
+    def _fused(self, operation: str) -> Callable[..., Any] | None:
+        """A backend's function for it, where nobody follows operators or differentiates again."""
+        if torch.is_grad_enabled() or is_recorded() or is_batched(self.grad):
+            return None
+        if not is_plain(self.grad) or 0 in (self.input.numel(), self.reduced.numel()):
+            return None
+        return select_fused(
+            _problem(operation, self.input, self.reduced, self.groups, self.geometry)
+        )
+
+
+def _listed(operation: str) -> AbstractContextManager[Any]:
+    """Has a profiler list what runs inside, which is no operator of PyTorch."""
+    if not is_profiled():
+        return nullcontext()
+    return torch.profiler.record_function(f"rednet::{operation}")
 
 
 def _generator_gradients(
@@ -164,7 +214,7 @@ def _generate(
     groups: int,
     geometry: Geometry,
 ) -> Tensor:
-    generate = select_generating(_problem(input, reduced, groups, geometry))
+    generate = select_fused(_problem("generate", input, reduced, groups, geometry))
     # An operand without numbers is left to the operator, as no backend is asked about it.
     if generate is None or 0 in (input.numel(), reduced.numel()):
         weight = _generated(reduced, matrix, bias, groups, geometry)
@@ -174,9 +224,11 @@ def _generate(
     return output
 
 
-def _problem(input: Tensor, reduced: Tensor, groups: int, geometry: Geometry) -> Problem:
+def _problem(
+    operation: str, input: Tensor, reduced: Tensor, groups: int, geometry: Geometry
+) -> Problem:
     return Problem(
-        "generate",
+        operation,
         input.device,
         input.dtype,
         input.shape[0],

@@ -205,8 +205,16 @@ def test_nothing_is_read_in_front_of_a_map(
         operands = input, reduced, matrix, None, 3, 1, 1
         with ops.backend("reference"):
             expected = generating_involution2d(*operands)
-        actual = generating_involution2d(input, _before_a_locked_page(reduced), *operands[2:])
-        assert_close(actual, expected)
+        guarded = _before_a_locked_page(reduced)
+        assert_close(generating_involution2d(input, guarded, *operands[2:]), expected)
+        _, *gradients = torch.autograd.grad(
+            generating_involution2d(
+                *(each.requires_grad_() for each in (input, guarded, matrix)), *operands[3:]
+            ),
+            (input, guarded, matrix),
+            input,
+        )
+        assert all(torch.isfinite(each).all() for each in gradients)
 
 
 def test_operands_without_numbers() -> None:
@@ -221,10 +229,10 @@ def test_compiled_kernels_generate_where_they_can() -> None:
     problem = Problem(
         *("generate", torch.device("cpu"), torch.float32, 1, 16, 1, (4, 4), (4, 4), geometry)
     )
-    assert backends.select_generating(problem) is not None
-    assert backends.select_generating(problem._replace(dtype=torch.bfloat16)) is None
+    assert backends.select_fused(problem) is not None
+    assert backends.select_fused(problem._replace(dtype=torch.bfloat16)) is None
     small = problem._replace(image=(3, 5), output=(3, 5))
-    assert backends.select_generating(small) is None
+    assert backends.select_fused(small) is None
 
 
 @pytest.mark.parametrize(

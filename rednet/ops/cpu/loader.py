@@ -60,6 +60,22 @@ class Generation(ctypes.Structure):
     ]
 
 
+class GeneratorGradient(ctypes.Structure):
+    """The argument of the kernel ``grad_generator``; src/grad_generator.h has the same."""
+
+    _fields_ = [
+        ("problem", Problem),
+        *(
+            (name, ctypes.c_void_p)
+            for name in ("reduced", "matrix", "grad_reduced", "grad_matrix", "grad_bias")
+        ),
+        *(
+            (name, ctypes.c_int64)
+            for name in ("reduced_channels", "channels_last", "block", "chunks")
+        ),
+    ]
+
+
 class _Matrix(ctypes.Structure):
     _fields_ = [(name, ctypes.c_int64) for name in ("data", "row_step", "column_step")]
 

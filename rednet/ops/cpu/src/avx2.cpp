@@ -1,6 +1,7 @@
 // For processors with AVX2 and FMA.
 #include "finish.h"
 #include "generate.h"
+#include "grad_generator.h"
 #include "involution.h"
 #include "mixing.h"
 #include "norm_gradient.h"

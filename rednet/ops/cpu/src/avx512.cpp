@@ -1,6 +1,7 @@
 // For processors with AVX-512 (F, BW, DQ and VL).
 #include "finish.h"
 #include "generate.h"
+#include "grad_generator.h"
 #include "involution.h"
 #include "mixing.h"
 #include "norm_gradient.h"

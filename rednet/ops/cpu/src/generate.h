@@ -5,6 +5,7 @@
 #pragma once
 
 #include "involution.h"
+#include "product.h"
 
 namespace rednet {
 
@@ -21,12 +22,48 @@ struct Generation {
   }
 };
 
-// Taps and vectors of pixels whose weights are made at once, in registers.
-#if defined(__AVX512F__) || defined(__aarch64__)
-constexpr int kTapsTogether = 8, kVectorsTogether = 3;
-#else
-constexpr int kTapsTogether = 4, kVectorsTogether = 2;
-#endif
+// Makes the weight of some pixels.
+template <typename Number>
+class WeightGenerator {
+  static constexpr int64_t lanes = kLanes<Number>;
+
+ public:
+  // A tap's weights are to lie `step` numbers after those of the tap before.
+  WeightGenerator(const Generation& generation, ptrdiff_t step)
+      : generation_(generation), step_(step) {}
+
+  // Numbers from one tap to the next.
+  ptrdiff_t step() const { return step_; }
+
+  // Makes the weight of `count` pixels of an image's map, for taps from number `tap` of all groups on, and returns
+  // where the first pixel's lies. A vector at least: that may begin some pixels before.
+  const Number* make(int64_t n, int64_t tap, int64_t taps, int64_t first, int64_t count,
+                     Number* to) const {
+    const int64_t map = generation_.problem.vertical.output * generation_.problem.horizontal.output;
+    const int64_t begin = smaller(first, map - lanes), span = larger(count, lanes);
+    const int64_t channels = generation_.reduced_channels;
+    const Number* bias = static_cast<const Number*>(generation_.bias);
+    const Product<Number> product = {
+        static_cast<const Number*>(generation_.matrix) + tap * channels,
+        channels,
+        1,
+        static_cast<const Number*>(generation_.reduced) + n * channels * map + begin,
+        map,
+        to,
+        step_,
+        channels};
+    const auto initial = [&](int64_t row, int64_t) {
+      return (bias ? bias[tap + row] : 0) - Vector<Number>{};
+    };
+    multiply_all(product, taps, span / lanes * lanes, initial);
+    if (span % lanes) multiply_columns<1>(product, taps, span - lanes, initial);
+    return to + (first - begin);
+  }
+
+ private:
+  const Generation& generation_;
+  ptrdiff_t step_;
+};
 
 template <typename Number>
 class Generate : PaddedImage<Number> {
@@ -40,18 +77,15 @@ class Generate : PaddedImage<Number> {
 
   Generate(const Generation& generation, int threads)
       : Base(generation.problem, threads),
-        generation_(generation),
-        pixels_(problem_, problem_.pixels, problem_.horizontal.output) {
-    const int64_t columns = problem_.horizontal.output;
-    strip_ = larger(1, smaller(tiling_.block(), kTile / columns));
-    const int64_t parts = ceil_div(columns, kTile);
-    tile_ = parts > 1 ? round_up(ceil_div(columns, parts), lanes) : strip_ * columns;
-  }
+        pixels_(problem_, problem_.pixels, problem_.horizontal.output),
+        strip_(larger(1, smaller(tiling_.block(), kTile / problem_.horizontal.output))),
+        tile_(tile()),
+        weight_(generation, round_up(tile_, kLine<Sum>)) {}
 
   int64_t tasks() const { return tiling_.count(); }
 
   int64_t scratch() const {
-    return this->image_size() + strip_ * pixels_.row() + problem_.taps() * tile_step() +
+    return this->image_size() + strip_ * pixels_.row() + problem_.taps() * weight_.step() +
            tables_size<Sum>(problem_.vertical.kernel, problem_.horizontal.kernel);
   }
 
@@ -61,22 +95,24 @@ class Generate : PaddedImage<Number> {
     Sum* image = scratch;
     Sum* sums = image + this->image_size();
     Sum* weight = sums + strip_ * pixels_.row();
-    auto* rows = reinterpret_cast<KernelRow<Sum>*>(weight + problem_.taps() * tile_step());
+    auto* rows = reinterpret_cast<KernelRow<Sum>*>(weight + problem_.taps() * weight_.step());
     auto* columns = reinterpret_cast<KernelColumn*>(rows + v.kernel);
     this->read_image(task, image);
     for (int64_t kw = 0; kw < h.kernel; ++kw)
-      columns[kw] = {kw * tile_step(), this->column_offset(kw)};
+      columns[kw] = {kw * weight_.step(), this->column_offset(kw)};
     const Window<Sum> window = {
         rows, columns, v.kernel, h.kernel, 1, this->pixel_step(), pixels_.pixel(), pixels_.lines()};
     for (int64_t first = task.first; first < task.end; first += strip_) {
       const int64_t count = smaller(strip_, task.end - first);
       for (int64_t from = 0; from < count * h.output; from += tile_) {
         const int64_t end = smaller(from + tile_, count * h.output);
-        const Sum* tile = generate(task, first * h.output + from, end - from, weight) - from;
+        const Sum* tile = weight_.make(task.n, task.g * problem_.taps(), problem_.taps(),
+                                       first * h.output + from, end - from, weight) -
+                          from;
         for (int64_t row = from / h.output; row * h.output < end; ++row) {
           const int64_t start = row * h.output;
           for (int64_t kh = 0; kh < v.kernel; ++kh)
-            rows[kh] = {tile + kh * h.kernel * tile_step() + start,
+            rows[kh] = {tile + kh * h.kernel * weight_.step() + start,
                         image + this->row_offset(first - task.first + row, kh)};
           sum_row(window, larger(from - start, 0), smaller(end - start, h.output),
                   sums + row * pixels_.row());
@@ -87,70 +123,87 @@ class Generate : PaddedImage<Number> {
   }
 
  private:
-  // Numbers from one tap of a tile to the next.
-  ptrdiff_t tile_step() const { return round_up(tile_, kLine<Sum>); }
-
-  // Makes the weight of `count` pixels of an image's map and returns where the first one's lies. A vector at least: that
-  // may begin some pixels before.
-  const Sum* generate(const Task& task, int64_t first, int64_t count, Sum* to) const {
-    const int64_t map = problem_.vertical.output * problem_.horizontal.output;
-    const int64_t begin = smaller(first, map - lanes), span = larger(count, lanes);
-    const int64_t rows = task.g * problem_.taps();
-    const Sum* matrix = static_cast<const Sum*>(generation_.matrix);
-    const Sum* bias = static_cast<const Sum*>(generation_.bias);
-    const Sum* reduced = static_cast<const Sum*>(generation_.reduced) +
-                         task.n * generation_.reduced_channels * map + begin;
-    in_blocks<kTapsTogether>(problem_.taps(), [&](auto taps, int64_t tap) {
-      const int64_t row = rows + tap;
-      const auto make = [&](auto vectors, int64_t x) {
-        multiply<taps(), vectors()>(matrix + row * generation_.reduced_channels,
-                                    bias ? bias + row : nullptr, reduced + x, map,
-                                    to + tap * tile_step() + x);
-      };
-      in_blocks<kVectorsTogether>(
-          span / lanes, [&](auto vectors, int64_t vector) { make(vectors, vector * lanes); });
-      if (span % lanes) make(Constant<1>(), span - lanes);
-    });
-    return to + (first - begin);
+  // Pixels of a tile: some rows, or a part of one.
+  int64_t tile() const {
+    const int64_t columns = problem_.horizontal.output, parts = ceil_div(columns, kTile);
+    return parts > 1 ? round_up(ceil_div(columns, parts), lanes) : strip_ * columns;
   }
 
-  template <int taps, int vectors>
-  void multiply(const Sum* matrix, const Sum* bias, const Sum* reduced, int64_t map,
-                Sum* to) const {
-    const int64_t channels = generation_.reduced_channels;
-    Vector<Sum> total[taps][vectors];
-#pragma GCC unroll 16
-    for (int t = 0; t < taps; ++t) {
-#pragma GCC unroll 16
-      for (int v = 0; v < vectors; ++v) total[t][v] = (bias ? bias[t] : 0) - Vector<Sum>{};
-    }
-    for (int64_t c = 0; c < channels; ++c) {
-      Vector<Sum> pixels[vectors];
-#pragma GCC unroll 16
-      for (int v = 0; v < vectors; ++v) pixels[v] = read(reduced + c * map + v * lanes);
-#pragma GCC unroll 16
-      for (int t = 0; t < taps; ++t) {
-        const Vector<Sum> factor = matrix[t * channels + c] - Vector<Sum>{};
-#pragma GCC unroll 16
-        for (int v = 0; v < vectors; ++v) total[t][v] += factor * pixels[v];
-      }
-    }
-#pragma GCC unroll 16
-    for (int t = 0; t < taps; ++t) {
-#pragma GCC unroll 16
-      for (int v = 0; v < vectors; ++v) write(to + t * tile_step() + v * lanes, total[t][v]);
-    }
-  }
-
-  const Generation& generation_;
   GroupRows<Number> pixels_;
   int64_t strip_, tile_;
+  WeightGenerator<Number> weight_;
+};
+
+// Rows of weights that are made for some rows of the input's gradient at a time, where WeightRows reads them.
+template <typename Number>
+class GeneratedRows {
+  static constexpr int64_t kTile = 128;  // pixels
+
+ public:
+  explicit GeneratedRows(const Generation& generation)
+      : vertical_(generation.problem.vertical),
+        groups_(generation.problem.groups),
+        taps_(generation.problem.horizontal.kernel),
+        columns_(generation.problem.horizontal.output),
+        strip_(larger(1, kTile / columns_)),
+        weight_(generation, round_up(strip_ * columns_ + kLanes<Number>, kLine<Number>)) {}
+
+  ptrdiff_t tap_step() const { return weight_.step(); }
+
+  ptrdiff_t pixel_step() const { return 1; }
+
+  // Rows that can be prepared at once.
+  int64_t strip() const { return strip_; }
+
+  int64_t scratch() const { return vertical_.kernel * (taps_ * weight_.step() + kPointer); }
+
+  // Makes the weights that rows `first` ... of the input need.
+  void prepare(int64_t n, int64_t g, int64_t first, int64_t count, Number* scratch) const {
+    const Side& v = vertical_;
+    for (int64_t kh = 0; kh < v.kernel; ++kh) {
+      const int64_t y = first + v.padding - kh * v.dilation;
+      const int64_t output = ceil_div(larger(y, 0), v.stride);
+      const int64_t end = smaller(larger(y + count - 1 + v.stride, 0) / v.stride, v.output);
+      if (output >= end) continue;
+      row(kh, scratch) = weight_.make(n, (g * v.kernel + kh) * taps_, taps_, output * columns_,
+                                      (end - output) * columns_,
+                                      scratch + v.kernel * kPointer + kh * taps_ * weight_.step()) -
+                         output * columns_;
+    }
+  }
+
+  // The weights of kernel row kh for output row h.
+  const Number* read_row(int64_t, int64_t, int64_t kh, int64_t h, Number* scratch) const {
+    return row(kh, scratch) + h * columns_;
+  }
+
+ private:
+  static constexpr int64_t kPointer = sizeof(const Number*) / sizeof(Number);
+
+  // Where the weights of kernel row kh would begin for output row 0.
+  static const Number*& row(int64_t kh, Number* scratch) {
+    return reinterpret_cast<const Number**>(scratch)[kh];
+  }
+
+  Side vertical_;
+  int64_t groups_, taps_, columns_, strip_;
+  WeightGenerator<Number> weight_;
+};
+
+// The gradient of the input, with a weight that is generated where it is applied.
+template <typename Number>
+struct GenerateGradInput : GradInput<Number, GeneratedRows<Number>> {
+  GenerateGradInput(const Generation& generation, int threads)
+      : GradInput<Number, GeneratedRows<Number>>(generation.problem,
+                                                 GeneratedRows<Number>(generation), threads) {}
 };
 
 }  // namespace rednet
 
-#define REDNET_EXPORT_GENERATE(suffix, Number) \
-  REDNET_EXPORT(rednet_generate_##suffix, rednet::Generation, rednet::Generate<Number>)
+#define REDNET_EXPORT_GENERATE(suffix, Number)                                          \
+  REDNET_EXPORT(rednet_generate_##suffix, rednet::Generation, rednet::Generate<Number>) \
+  REDNET_EXPORT(rednet_generate_grad_input_##suffix, rednet::Generation,                \
+                rednet::GenerateGradInput<Number>)
 
 REDNET_EXPORT_GENERATE(float64, double)
 REDNET_EXPORT_GENERATE(float32, float)

@@ -9,6 +9,8 @@
 // Compiled once for each instruction set, by baseline.cpp, avx2.cpp and avx512.cpp.
 #pragma once
 
+#include <limits>
+
 #include "arithmetic.h"
 #include "kernels.h"
 #include "numbers.h"
@@ -246,6 +248,11 @@ class WeightRows {
 
   int64_t scratch() const { return kInPlace ? 0 : round_up(problem_.taps() * pixels_, kLine<Sum>); }
 
+  // Any number of rows may be read at once, and nothing has to be done before.
+  int64_t strip() const { return std::numeric_limits<int64_t>::max(); }
+
+  void prepare(int64_t, int64_t, int64_t, int64_t, Sum*) const {}
+
   // The weights of kernel row kh for output row h.
   const Sum* read_row(int64_t n, int64_t g, int64_t kh, int64_t h, Sum* scratch) const {
     const Stored* from = weight_row<Stored>(problem_, n, g, kh, h);
@@ -425,16 +432,18 @@ class Forward : PaddedImage<Stored> {
 
 // Gathers, for each pixel of the input, what it has contributed to. Input columns that are a stride apart have been read
 // by the same kernel columns, a `phase`; neighbors among them, by neighboring output pixels.
-template <typename Stored>
+template <typename Stored, typename Weights = WeightRows<Stored>>
 class GradInput {
  public:
   using Sum = typename Accumulator<Stored>::type;
 
-  GradInput(const Problem& problem, int threads)
+  GradInput(const Problem& problem, int threads) : GradInput(problem, Weights(problem), threads) {}
+
+  GradInput(const Problem& problem, const Weights& weight, int threads)
       : problem_(problem),
         image_(problem, problem.image, problem.horizontal.input),
         pixels_(problem, problem.pixels, problem.horizontal.output),
-        weight_(problem),
+        weight_(weight),
         tiling_(problem, problem.vertical.input, problem.vertical.reach() + problem.vertical.stride,
                 ceil_div(pixels_.row() * sizeof(Sum), problem.vertical.stride), threads) {}
 
@@ -457,6 +466,7 @@ class GradInput {
                       pixels);
     for (int64_t first = task.first; first < task.end; first += strip()) {
       const int64_t count = smaller(strip(), task.end - first);
+      weight_.prepare(task.n, task.g, first, count, weight);
       for (int64_t row = first; row < first + count; ++row) {
         const int64_t row_count = find_rows(task, row, first_output, pixels, weight, rows);
         for (int64_t phase = 0; phase < problem_.horizontal.stride; ++phase)
@@ -467,7 +477,9 @@ class GradInput {
   }
 
  private:
-  int64_t strip() const { return strip_rows(tiling_.block(), problem_.horizontal.input); }
+  int64_t strip() const {
+    return smaller(strip_rows(tiling_.block(), problem_.horizontal.input), weight_.strip());
+  }
 
   // The output rows that have read rows `first` ... of the input lie from here ...
   int64_t first_output_row(int64_t first) const {
@@ -551,7 +563,7 @@ class GradInput {
 
   const Problem& problem_;
   GroupRows<Stored> image_, pixels_;
-  WeightRows<Stored> weight_;
+  Weights weight_;
   Tiling tiling_;
 };
 
