@@ -165,8 +165,13 @@ class GradGenerator {
   template <int taps, int vectors>
   void correlate(const Sum* image, const Sum* pixels, const ptrdiff_t* offsets, Sum* to) const {
     Vector<Sum> total[taps][vectors] = {};
+    // With a pointer for each tap, all advance by one register.
+    const Sum* images[taps];
+#pragma GCC unroll 16
+    for (int t = 0; t < taps; ++t) images[t] = image + offsets[t];
+    ptrdiff_t plane = 0;
     for (int64_t c = 0; c < problem_.group_channels();
-         ++c, image += image_.plane(), pixels += pixels_.plane()) {
+         ++c, plane += image_.plane(), pixels += pixels_.plane()) {
       Vector<Sum> factors[vectors];
 #pragma GCC unroll 16
       for (int v = 0; v < vectors; ++v) factors[v] = read(pixels + v * lanes);
@@ -174,7 +179,7 @@ class GradGenerator {
       for (int t = 0; t < taps; ++t) {
 #pragma GCC unroll 16
         for (int v = 0; v < vectors; ++v)
-          total[t][v] += factors[v] * read(image + offsets[t] + v * lanes);
+          total[t][v] += factors[v] * read(images[t] + plane + v * lanes);
       }
     }
 #pragma GCC unroll 16

@@ -124,6 +124,7 @@ template <typename Stored>
 class GroupRows {
   using Sum = typename Accumulator<Stored>::type;
   static constexpr int lanes = kLanes<Sum>;
+  static constexpr int64_t kAhead = 16;  // pixels
 
  public:
   GroupRows(const Problem& problem, const Tensor& tensor, int64_t columns)
@@ -166,14 +167,7 @@ class GroupRows {
 
   void read_pixels(const Stored* from, int64_t count, Sum* to) const {
     const ptrdiff_t c_step = tensor_.strides[1], x_step = tensor_.strides[3];
-    if (c_step == 1) {
-      for (int64_t c = 0; c < channels_; c += lanes) {
-        const int64_t channels = smaller(channels_ - c, lanes);
-        for (int64_t x = 0; x < count; ++x)
-          write(to + x * pixel_ + c, load_vector<Sum>(from + x * x_step + c, 1, channels));
-      }
-      return;
-    }
+    if (c_step == 1) return read_channels(from, x_step, count, to);
     for (int64_t i = 0; i < ceil_div(count, lanes); ++i) {
       const int64_t x = block_start(i, lanes, count);
       for (int64_t c = 0; c < channels_; c += lanes)
@@ -184,20 +178,35 @@ class GroupRows {
 
   void write_pixels(const Sum* from, int64_t count, Stored* to) const {
     const ptrdiff_t c_step = tensor_.strides[1], x_step = tensor_.strides[3];
-    if (c_step == 1) {
-      for (int64_t c = 0; c < channels_; c += lanes) {
-        const int64_t channels = smaller(channels_ - c, lanes);
-        for (int64_t x = 0; x < count; ++x)
-          store_vector<Sum>(to + x * x_step + c, read(from + x * pixel_ + c), 1, channels);
-      }
-      return;
-    }
+    if (c_step == 1) return write_channels(from, count, to, x_step);
     for (int64_t c = 0; c < channels_; c += lanes) {
       for (int64_t i = 0; i < ceil_div(count, lanes); ++i) {
         const int64_t x = block_start(i, lanes, count);
         write_square(from + x * pixel_ + c, smaller(channels_ - c, lanes), smaller(count, lanes),
                      to + c * c_step + x * x_step);
       }
+    }
+  }
+
+  // Pixels whose channels lie side by side, but far from those of the next pixel: the processor does not fetch them by
+  // itself.
+  void read_channels(const Stored* from, ptrdiff_t step, int64_t count, Sum* to) const {
+    for (int64_t x = 0; x < count; ++x, from += step, to += pixel_) {
+      __builtin_prefetch(from + kAhead * step);
+      int64_t c = 0;
+      for (; c + lanes <= channels_; c += lanes)
+        write(to + c, load_vector<Sum>(from + c, 1, lanes));
+      if (c < channels_) write(to + c, load_vector<Sum>(from + c, 1, channels_ - c));
+    }
+  }
+
+  void write_channels(const Sum* from, int64_t count, Stored* to, ptrdiff_t step) const {
+    for (int64_t x = 0; x < count; ++x, from += pixel_, to += step) {
+      __builtin_prefetch(to + kAhead * step, 1);
+      int64_t c = 0;
+      for (; c + lanes <= channels_; c += lanes)
+        store_vector<Sum>(to + c, read(from + c), 1, lanes);
+      if (c < channels_) store_vector<Sum>(to + c, read(from + c), 1, channels_ - c);
     }
   }
 

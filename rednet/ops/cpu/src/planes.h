@@ -69,8 +69,10 @@ class PlaneRows {
   void transpose_square(const Number* from, int64_t pixels, ptrdiff_t step, int64_t channels,
                         Number* to) const {
     Vector<Number> square[lanes] = {};
-    for (int64_t x = 0; x < pixels; ++x)
+    for (int64_t x = 0; x < pixels; ++x) {
+      __builtin_prefetch(from + (x + lanes) * step);  // the processor does not do so by itself
       square[x] = load_vector<Number>(from + x * step, 1, channels);
+    }
     transpose<Number>(square);
     for (int64_t c = 0; c < channels; ++c) write(to + c * plane_, square[c]);
   }

@@ -36,16 +36,20 @@ inline void multiply(const Product<Number>& product, int64_t row, int64_t x,
 #pragma GCC unroll 16
     for (int v = 0; v < vectors; ++v) total[r][v] = initial(row + r, x + v * lanes);
   }
-  const Number* left = product.left + row * product.left_row;
+  // With a pointer for each row, all advance by one register.
+  const Number* left[rows];
+#pragma GCC unroll 16
+  for (int r = 0; r < rows; ++r) left[r] = product.left + (row + r) * product.left_row;
   const Number* right = product.right + x;
+  ptrdiff_t column = 0;
   for (int64_t i = 0; i < product.count;
-       ++i, left += product.left_column, right += product.right_row) {
+       ++i, column += product.left_column, right += product.right_row) {
     Vector<Number> factors[vectors];
 #pragma GCC unroll 16
     for (int v = 0; v < vectors; ++v) factors[v] = read(right + v * lanes);
 #pragma GCC unroll 16
     for (int r = 0; r < rows; ++r) {
-      const Vector<Number> factor = left[r * product.left_row] - Vector<Number>{};
+      const Vector<Number> factor = left[r][column] - Vector<Number>{};
 #pragma GCC unroll 16
       for (int v = 0; v < vectors; ++v) total[r][v] += factor * factors[v];
     }
