@@ -345,14 +345,12 @@ def is_unmodified(module: nn.Module, *types: type[nn.Module]) -> bool:
     It is not if it was replaced (LoRA, another norm) or has hooks (profilers, pruning, recorders),
     its own or those of all modules.
     """
-    return type(module) in types and not (
-        has_hooks(module)
-        # Only torch 2.7 and later can compile these questions, and tell that they do.
-        or (
-            (is_only_compiled() or not is_compiling())
-            and ("forward" in vars(module) or has_global_hooks())
-        )
-    )
+    if type(module) not in types or has_hooks(module):
+        return False
+    # Only torch 2.7 and later can compile these questions, and tell that they do.
+    if is_compiling() and not is_only_compiled():
+        return True
+    return "forward" not in module.__dict__ and not has_global_hooks()
 
 
 def has_hooks(module: nn.Module) -> bool:

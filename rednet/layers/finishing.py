@@ -87,16 +87,19 @@ def _statistics(norm: Any, output: Tensor) -> _Statistics | None:
     if not is_unmodified(norm, nn.BatchNorm2d) or norm.training:
         return None
     tensors = norm.running_mean, norm.running_var, norm.weight, norm.bias
-    given = [each for each in tensors if each is not None]
-    are_plain = all(
-        is_plain(each)
-        and each.dtype == output.dtype
-        and each.device == output.device
-        and each.shape == output.shape[1:2]
-        and each.is_contiguous()
-        for each in given
-    )
-    return tensors if are_plain and norm.running_var is not None else None
+    if tensors[1] is None:
+        return None
+    dtype, shape = output.dtype, output.shape[1:2]
+    for each in tensors:
+        if each is not None and not (
+            is_plain(each)
+            and each.is_cpu
+            and each.dtype == dtype
+            and each.shape == shape
+            and each.is_contiguous()
+        ):
+            return None
+    return tensors
 
 
 def _fits(output: Tensor, activation: nn.Module | None, addend: Tensor | None) -> bool:

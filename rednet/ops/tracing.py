@@ -100,8 +100,9 @@ def is_dispatched() -> bool:
 
     Or every function of ``torch`` that is called, as ``make_fx(pre_dispatch=True)`` does.
     """
-    modes = (_dispatch_modes, _function_modes)
-    return any(active is None or active() > 0 for active in modes)
+    if _dispatch_modes is None or _function_modes is None:
+        return True
+    return _dispatch_modes() > 0 or _function_modes() > 0
 
 
 def is_profiled() -> bool:
@@ -116,7 +117,7 @@ def is_recorded() -> bool:
 
 def has_global_hooks() -> bool:
     """Whether hooks for all modules may be registered, by ``register_module_forward_hook`` ..."""
-    return any(hooks is None or bool(hooks) for hooks in _GLOBAL_HOOKS)
+    return None in _GLOBAL_HOOKS or any(_GLOBAL_HOOKS)
 
 
 def may_hook_saved_tensors() -> bool:

@@ -41,8 +41,8 @@ def finish(
         rectifies: Whether a ReLU follows.
     """
     batch, channels, height, width = input.shape
-    addresses = (
-        None if each is None else each.data_ptr() for each in (input, output, addend, *statistics)
-    )
+    maps = input, output, addend, *statistics
+    # A list: this runs some fifty times for an image.
+    addresses = [None if each is None else each.data_ptr() for each in maps]
     map = loader.Finishing(batch * height * width, channels, *addresses, epsilon, rectifies)
     loader.call("finish", input.dtype, map)
