@@ -4,6 +4,11 @@
 # The tests share the cores, at most four of them, file by file: a fixture serves its whole file. They
 # stay in the order of conftest.py, where the long files come first.
 set -euo pipefail
+if [[ ${1:-} == -h || ${1:-} == --help ]]; then
+    echo "usage: tests/run.sh [ARGUMENT OF PYTEST]..., such as tests/run.sh tests/ops -k stride"
+    sed -n 's/^# //p' "${BASH_SOURCE[0]}"
+    exit
+fi
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 environment=${VIRTUAL_ENV:-.venv}
 [[ -x $environment/bin/python ]] || python3 -m venv "$environment"

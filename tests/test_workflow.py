@@ -62,6 +62,13 @@ def test_scripts_that_the_workflow_calls_exist() -> None:
     assert [word for word in words if not (ROOT / word).is_file()] == []
 
 
+@pytest.mark.parametrize("option", ["-h", "--help"])
+def test_the_script_of_all_checks_explains_itself(option: str) -> None:
+    done = subprocess.run([ROOT / "tests/run.sh", option], capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.startswith("usage: tests/run.sh [ARGUMENT OF PYTEST]...")
+
+
 def test_the_citation_has_the_version_of_the_package() -> None:
     citation = yaml.safe_load((ROOT / "CITATION.cff").read_text())
     assert citation["version"] == __version__
