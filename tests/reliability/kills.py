@@ -25,7 +25,8 @@ import torch
 import trainings
 from forked_commands import Child, Progress, differing, start
 
-from rednet.checkpoint import writing
+from rednet import files
+from rednet.checkpoint.writing import LAST_CHECKPOINT
 from rednet.engine.resumable_loops import _SeededIterations
 from tools import train
 
@@ -61,7 +62,7 @@ class Trap:
     def __call__(self, progress: Progress) -> None:
         """Sets the trap in the process of a command."""
         watch(progress)
-        write = writing._write_aside_and_rename
+        write = files._write_aside_and_rename
 
         def trapped(target: Path, content: bytes) -> None:
             if self._counts(target):
@@ -71,21 +72,23 @@ class Trap:
                     self._arm()
             write(target, content)
 
-        writing._write_aside_and_rename = trapped
+        files._write_aside_and_rename = trapped
 
     def _counts(self, target: Path) -> bool:
-        return (target.name == writing.LAST_CHECKPOINT) == (self.phase == LAST)
+        return (target.name == LAST_CHECKPOINT) == (self.phase == LAST)
 
     def _arm(self) -> None:
         if self.place == "bytes":
-            writing.open = self._open  # type: ignore[attr-defined]
+            files.open = self._open  # type: ignore[attr-defined]
         elif self.place == "replaced":
-            writing._sync_directory = _die
+            files._sync_directory = _die
         else:
             setattr(os, self.place, _die)
 
-    def _open(self, *args: Any) -> _TornFile:
-        return _TornFile(builtins.open(*args), self.share)
+    def _open(self, path: Any, mode: str) -> Any:
+        if mode != "wb":  # it is only locked
+            return builtins.open(path, mode)
+        return _TornFile(builtins.open(path, mode), self.share)
 
 
 class _TornFile:
@@ -175,6 +178,7 @@ class Kind:
         code = start(train.main, place, arguments).end()
         problems = [f"exit code {code}"] if code else []
         problems += differing(self.expected, place / "run" / self.expected.name)
+        problems += [f"a part of a file: {path}" for path in place.rglob("*.rednet-part")]
         self.runs += 1
         self.same += not problems
         if problems:
@@ -184,7 +188,10 @@ class Kind:
 
 
 def main() -> None:
-    """Prints a table: kind, kills by part, and how many runs ended as the undisturbed one."""
+    """Prints a table: kind, kills by part, and how many runs ended as the undisturbed one.
+
+    A run does so only if it leaves no part of a file either.
+    """
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--kills", type=int, default=100)
     parser.add_argument("--each", type=int, default=3, help="kills of a run before it may end")
