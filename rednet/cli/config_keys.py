@@ -21,6 +21,8 @@ from mmengine.registry import (
     OPTIM_WRAPPERS,
     OPTIMIZERS,
     PARAM_SCHEDULERS,
+    TASK_UTILS,
+    TRANSFORMS,
     VISUALIZERS,
     Registry,
 )
@@ -28,23 +30,23 @@ from mmengine.runner import EpochBasedTrainLoop, IterBasedTrainLoop, LogProcesso
 from torch.utils.data import DataLoader
 
 LOADERS = ("train_dataloader", "val_dataloader", "test_dataloader")
-# The registry in which the types of a field are registered.
-_REGISTRIES: dict[str, Registry] = {
-    "model": MODELS,
-    "train_dataloader": DATASETS,
-    "val_dataloader": DATASETS,
-    "test_dataloader": DATASETS,
-    "val_evaluator": METRICS,
-    "test_evaluator": METRICS,
-    "optim_wrapper": OPTIM_WRAPPERS,
-    "default_hooks": HOOKS,
-    "custom_hooks": HOOKS,
-    "visualizer": VISUALIZERS,
-    "log_processor": LOG_PROCESSORS,
-    "param_scheduler": PARAM_SCHEDULERS,
-    "train_cfg": LOOPS,
-    "val_cfg": LOOPS,
-    "test_cfg": LOOPS,
+# The registries in which the types of a field are registered.
+_REGISTRIES: dict[str, tuple[Registry, ...]] = {
+    "model": (MODELS, TASK_UTILS),
+    "train_dataloader": (DATASETS,),
+    "val_dataloader": (DATASETS,),
+    "test_dataloader": (DATASETS,),
+    "val_evaluator": (METRICS,),
+    "test_evaluator": (METRICS,),
+    "optim_wrapper": (OPTIM_WRAPPERS,),
+    "default_hooks": (HOOKS,),
+    "custom_hooks": (HOOKS,),
+    "visualizer": (VISUALIZERS,),
+    "log_processor": (LOG_PROCESSORS,),
+    "param_scheduler": (PARAM_SCHEDULERS,),
+    "train_cfg": (LOOPS,),
+    "val_cfg": (LOOPS,),
+    "test_cfg": (LOOPS,),
 }
 # The classes of fields that need no type.
 _WITHOUT_TYPE: dict[str, type] = {
@@ -130,15 +132,38 @@ def constructor_of(key: str, node: Mapping[str, Any], scope: str | None) -> Any:
         return EpochBasedTrainLoop if node.get("by_epoch", True) else IterBasedTrainLoop
     if key in LOADERS or "type" not in node:
         return _WITHOUT_TYPE.get(key)
-    registry = OPTIMIZERS if last == "optimizer" else _REGISTRIES.get(head)
-    # mmcv's builders take keys of their own out of norm_cfg and its like; pipelines have another
-    # registry.
-    if registry is None or last.endswith("_cfg") or "pipeline" in parts:
+    # mmcv's builders take keys of their own out of norm_cfg and its like.
+    if last.endswith("_cfg") or not isinstance(node["type"], (str, type)):
         return None
-    if not isinstance(node["type"], str):
-        return None
-    with registry.switch_scope_and_registry(scope) as scoped:
-        return scoped.get(node["type"])
+    if isinstance(node["type"], type):  # new-style configs import their classes
+        return node["type"]
+    registries = _REGISTRIES.get(head, ())
+    if last == "optimizer":
+        registries = (OPTIMIZERS,)
+    elif "pipeline" in parts:
+        registries = (TRANSFORMS,)
+    for registry in registries:
+        with registry.switch_scope_and_registry(scope) as scoped:
+            constructor = scoped.get(node["type"])
+        if constructor is not None:
+            return constructor
+    return None
+
+
+def parameters_of(constructor: Any) -> Mapping[str, inspect.Parameter]:
+    """The parameters of a class or function, those of base classes that get ``**kwargs`` too."""
+    if not callable(constructor):
+        return {}
+    kinds = [constructor]
+    if isinstance(constructor, type):
+        kinds = [kind for kind in constructor.__mro__ if "__init__" in vars(kind)] or kinds
+    found: dict[str, inspect.Parameter] = {}
+    for kind in kinds:
+        parameters = inspect.signature(kind).parameters
+        found = {**parameters, **found}
+        if all(each.kind is not each.VAR_KEYWORD for each in parameters.values()):
+            break
+    return found
 
 
 def _built(frame: FrameType) -> list[Any]:

@@ -16,7 +16,7 @@ from urllib.error import URLError
 import torch
 from mmengine.config import Config
 from mmengine.hooks import Hook
-from mmengine.registry import OPTIMIZERS, Registry
+from mmengine.registry import FUNCTIONS, OPTIMIZERS, Registry
 from mmengine.runner import Runner
 from mmengine.runner.base_loop import BaseLoop
 from torch import distributed as dist
@@ -29,6 +29,7 @@ from rednet.cli.config_keys import (
     fields,
     find_place,
     frames_of,
+    parameters_of,
 )
 from rednet.cli.suggestions import did_you_mean
 from rednet.errors import UserError
@@ -38,7 +39,13 @@ _MISSING = re.compile(r"missing \d+ required (?:positional|keyword-only) argumen
 # Their message says what is wrong without their name.
 _PLAIN = (AssertionError, OSError, TypeError, ValueError)
 _FETCH = os.path.join("torch", "utils", "data", "_utils", "fetch.py")
+_OPTIMIZERS = os.path.join("torch", "optim", "")
 _WORKER = re.compile(r"in DataLoader worker process|DataLoader worker .*(?:killed|exited)")
+# What builds a dict reads a part of it from a registry, and complains of None if it is not there.
+_PARTS: dict[str, tuple[str, Registry, str]] = {
+    "optim_wrapper": ("optimizer", OPTIMIZERS, "None is not a callable object"),
+    **dict.fromkeys(LOADERS, ("collate_fn", FUNCTIONS, "first argument must be callable")),
+}
 _VALUE_LENGTH = 120
 _REASON_LENGTH = 400
 
@@ -139,6 +146,11 @@ def outside_problem(error: BaseException) -> str | None:
             "batch norms cannot train on a batch of one image, which the last of an epoch is: "
             f"train_dataloader.drop_last=True leaves it out, or change batch_size ({_first(text)})"
         )
+    if "without overflow" in text and any(
+        _OPTIMIZERS in each.f_code.co_filename for each in frames
+    ):
+        lr = next((each.f_locals["lr"] for each in frames if "lr" in each.f_locals), "too large")
+        return f"optim_wrapper.optimizer: its step overflows; lr is {lr} ({_first(text)})"
     if isinstance(error, URLError):
         address = next(
             (each.f_locals["url"] for each in frames if "url" in each.f_locals), "a file"
@@ -187,7 +199,7 @@ def describe(error: BaseException, config: Config | None = None) -> str:
         return f"{place.key}: {error}" if place else str(error)
     if place is None:
         return (config and _without_place(error, config)) or reason_of(error)
-    line = _unknown_type(error, place) or _unknown_optimizer(error, place)
+    line = _unknown_type(error, place) or _unknown_part(error, place)
     return line or _wrong_argument(error, place, config) or _wrong_value(error, place)
 
 
@@ -197,7 +209,7 @@ def _without_place(error: BaseException, config: Config) -> str | None:
         text = error.args[0] if error.args else None
         keys = [key for key, value in fields(dict(config.items()), "") if value == text]
         if isinstance(text, str) and len(keys) == 1:
-            return f"{keys[0]}={_short(text)}: {reason_of(error)}"
+            return f"{keys[0]}={short(text)}: {reason_of(error)}"
     return _wrong_argument(error, Place("", {}), config)
 
 
@@ -220,17 +232,19 @@ def _unknown_type(error: BaseException, place: Place) -> str | None:
         return None
     name = place.node.get("type")
     if name is None and (error.args == ("type",) or "must contain the key" in str(error)):
-        return f"{place.key}={_short(place.node)} needs a type"
+        return f"{place.key}={short(place.node)} needs a type"
     if place.registry is None or "is not in the" not in str(error):
         return None
     return _not_registered(place.key, name, place.registry)
 
 
-def _unknown_optimizer(error: BaseException, place: Place) -> str | None:
-    """The message if mmengine looked for an optimizer in vain and went on with None."""
-    if place.key != "optim_wrapper" or "None is not a callable object" not in str(error):
+def _unknown_part(error: BaseException, place: Place) -> str | None:
+    """The message if mmengine looked for a type in vain and went on with None."""
+    part, registry, complaint = _PARTS.get(place.key, ("", None, ""))
+    node = place.node.get(part) if isinstance(place.node, Mapping) else None
+    if registry is None or not isinstance(node, Mapping) or complaint not in str(error):
         return None
-    return _not_registered("optim_wrapper.optimizer", place.node["optimizer"]["type"], OPTIMIZERS)
+    return _not_registered(f"{place.key}.{part}", node.get("type"), registry)
 
 
 def _not_registered(key: str, name: Any, registry: Registry) -> str:
@@ -273,11 +287,11 @@ def _unknown_argument(field: str, constructor: str, place: Place, config: Any) -
     key, node = holders[0]
     arguments: Mapping[str, Any] = {}
     if key == place.key:
-        arguments = _parameters(place.constructor or constructor_of(key, node, None))
+        arguments = parameters_of(place.constructor or constructor_of(key, node, None))
     advice = did_you_mean(field, arguments) or (
         f"; {key}._delete_=True replaces an inherited dict as a whole"
     )
-    return f"{key}.{field}={_short(node[field])}: {constructor} has no argument {field!r}{advice}"
+    return f"{key}.{field}={short(node[field])}: {constructor} has no argument {field!r}{advice}"
 
 
 def _with_field(
@@ -289,8 +303,8 @@ def _with_field(
 def _wrong_value(error: BaseException, place: Place) -> str:
     field = _suspect(place, str(error))
     if field is not None:
-        return f"{place.key}.{field}={_short(place.node[field])}: {reason_of(error)}"
-    return f"{place.key}={_short(place.node)}: {reason_of(error)}"
+        return f"{place.key}.{field}={short(place.node[field])}: {reason_of(error)}"
+    return f"{place.key}={short(place.node)}: {reason_of(error)}"
 
 
 def _suspect(place: Place, message: str) -> str | None:
@@ -310,25 +324,9 @@ def _suspect(place: Place, message: str) -> str | None:
 
 def text_for_number(node: Mapping[str, Any], constructor: Any) -> str | None:
     """The first field of a dict that has a text where its class expects a number."""
-    parameters = _parameters(constructor)
+    parameters = parameters_of(constructor)
     texts = [name for name, value in node.items() if isinstance(value, str) and name in parameters]
     return next((name for name in texts if _is_number(parameters[name])), None)
-
-
-def _parameters(constructor: Any) -> Mapping[str, inspect.Parameter]:
-    """The parameters of a class or function, those of base classes that get ``**kwargs`` too."""
-    if not callable(constructor):
-        return {}
-    kinds = [constructor]
-    if isinstance(constructor, type):
-        kinds = [kind for kind in constructor.__mro__ if "__init__" in vars(kind)] or kinds
-    found: dict[str, inspect.Parameter] = {}
-    for kind in kinds:
-        parameters = inspect.signature(kind).parameters
-        found = {**parameters, **found}
-        if all(each.kind is not each.VAR_KEYWORD for each in parameters.values()):
-            break
-    return found
 
 
 def _is_number(parameter: inspect.Parameter) -> bool:
@@ -368,10 +366,10 @@ def _launcher_problem(frames: list[FrameType], error: BaseException) -> str | No
     return f"--launcher: the processes cannot be connected: {text}"
 
 
-def _short(value: Any) -> str:
+def short(value: Any) -> str:
     """A value as a config writes it, cut to a part of a line."""
     if isinstance(value, Mapping):
-        text = f"dict({', '.join(f'{name}={_short(each)}' for name, each in value.items())})"
+        text = f"dict({', '.join(f'{name}={short(each)}' for name, each in value.items())})"
     else:
         text = repr(value)
     return _one_line(text, _VALUE_LENGTH)
