@@ -13,6 +13,7 @@ from torch import nn
 
 from rednet.cli.failures import setting_up
 from rednet.cli.preflight import check_pretrained, check_scope
+from rednet.cli.unread_keys import check_unread_keys
 from rednet.errors import UserError
 from rednet.layers.base import ConvLayer
 
@@ -31,6 +32,7 @@ def build_model(config: Config) -> nn.Module:
         check_scope(scope)
         init_default_scope(scope or "mmengine")
         check_pretrained(config)
+        check_unread_keys(config, scope, parts=("model",))
         return MODELS.build(config.model)
 
 

@@ -19,6 +19,7 @@ from rednet.cli.config_keys import LOADERS
 from rednet.cli.model import require_model
 from rednet.cli.paths import check_output
 from rednet.cli.preflight import check_scope
+from rednet.cli.unread_keys import check_unread_keys
 from rednet.engine import BareWeightsHook, WholeCheckpointHook
 from rednet.errors import UserError
 
@@ -30,6 +31,7 @@ def set_up_run(config: Config, arguments: argparse.Namespace) -> None:
     require_model(config)
     check_scope(config.get("default_scope"))
     check_numbers(config)
+    check_unread_keys(config, config.get("default_scope"))
     config.launcher = arguments.launcher
     if arguments.work_dir == "":
         raise UserError("--work-dir must name a folder, got ''")

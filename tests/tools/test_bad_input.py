@@ -112,6 +112,7 @@ OPTIONS = {
     "default_hooks.checkpoint.interval=x": "checkpoint.interval must be a number, got 'x'",
     "default_hooks.checkpoint.save_best=acc": "save_best='acc' is not among the metrics",
     "default_hooks.checkpoint.max_keep_ckpt=1": "checkpoint.max_keep_ckpt=1: SafeCheckpointHook",
+    "default_hooks.visualization.enabel=1": "has no argument 'enabel'; did you mean enable?",
     "default_hooks.logger.intervall=1": "did you mean interval",
     "default_hooks.chekpoint.interval=1": "default_hooks.chekpoint; did you mean checkpoint?",
     "default_hooks.logger.interval=x": "default_hooks.logger.interval must be a number, got 'x'",
