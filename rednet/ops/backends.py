@@ -65,21 +65,15 @@ class Problem(NamedTuple):
         cls, operation: str, first: Tensor, second: Tensor, result: Tensor, geometry: Geometry
     ) -> Problem:
         """The problem of an operation on these tensors, in the order of a backend's arguments."""
-        image, weight = {
-            "forward": (first, second),
-            "grad_input": (result, second),
-            "grad_weight": (second, result),
-        }[operation]
+        image = {"forward": first, "grad_input": result, "grad_weight": second}[operation]
+        weight = result if operation == "grad_weight" else second
+        batch, channels, height, width = image.shape
+        _, groups, _, _, rows, columns = weight.shape
         return cls(
-            operation,
-            image.device,
-            image.dtype,
-            image.shape[0],
-            image.shape[1],
-            weight.shape[1],
-            (image.shape[2], image.shape[3]),
-            (weight.shape[4], weight.shape[5]),
-            geometry,
+            *(operation, image.device, image.dtype, batch, channels, groups),
+            image=(height, width),
+            output=(rows, columns),
+            geometry=geometry,
         )
 
 
@@ -222,7 +216,7 @@ def select_backend(problem: Problem) -> Backend:
     forced = _forced_backend()
     if forced is not None:
         return _eligible(forced, problem)
-    return next(each for each in _candidates() if each.unsupported_reason(problem) is None)
+    return next(each for each in _unforced() if each.unsupported_reason(problem) is None)
 
 
 def is_generating() -> bool:
@@ -257,7 +251,11 @@ def _candidates() -> list[Backend]:
     forced = _forced_backend()
     if forced is not None:
         return [forced]
-    return [each for each in _BACKENDS.values() if not each.on_request]
+    return list(_unforced())
+
+
+def _unforced() -> Iterator[Backend]:
+    return (each for each in _BACKENDS.values() if not each.on_request)
 
 
 def _forced_backend() -> Backend | None:

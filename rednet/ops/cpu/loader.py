@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import ctypes
 import functools
+import struct
 import warnings
 import zlib
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -26,7 +28,8 @@ _FOLDER = Path(__file__).parent
 # The argument of involution's kernels, which src/involution.h has as nested structures, slow to
 # build in ctypes: batch, channels and groups, two sides of six numbers, and three tensors of an
 # address and six strides.
-Problem = ctypes.c_int64 * (3 + 2 * 6 + 3 * 7)
+_NUMBERS = struct.Struct(f"={3 + 2 * 6 + 3 * 7}q")
+Problem = ctypes.c_int64 * (_NUMBERS.size // 8)
 
 
 def describe_problem(
@@ -40,7 +43,7 @@ def describe_problem(
     rows, columns = pixels.shape[2:]
     vertical, horizontal = zip(*geometry, strict=True)
     held = (0,) * 7 if weight is None else (weight.data_ptr(), *weight.stride())
-    return Problem(
+    numbers = _NUMBERS.pack(  # faster than ctypes
         *(batch, channels, groups if weight is None else weight.shape[1]),
         *(height, rows, *vertical),
         *(width, columns, *horizontal),
@@ -48,6 +51,7 @@ def describe_problem(
         *held,
         *(pixels.data_ptr(), *pixels.stride(), 0, 0),
     )
+    return Problem.from_buffer_copy(numbers)
 
 
 class Generation(ctypes.Structure):
@@ -149,9 +153,13 @@ def call(
     name: str, dtype: torch.dtype, argument: ctypes.Structure | ctypes.Array[ctypes.c_int64]
 ) -> None:
     """Runs the loaded library's kernel of that name for numbers of that type."""
-    kernel = getattr(load(), f"rednet_{name}_{str(dtype).removeprefix('torch.')}")
-    if kernel(ctypes.byref(argument), torch.get_num_threads()) != 0:
+    if _kernel(name, dtype)(ctypes.byref(argument), torch.get_num_threads()) != 0:
         raise MemoryError(f"no memory for the scratch rows of the CPU kernel {name}")
+
+
+@functools.cache
+def _kernel(name: str, dtype: torch.dtype) -> Callable[..., int]:
+    return getattr(load(), f"rednet_{name}_{str(dtype).removeprefix('torch.')}")
 
 
 @functools.cache

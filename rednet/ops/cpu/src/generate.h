@@ -152,6 +152,9 @@ class GeneratedRows {
 
   ptrdiff_t pixel_step() const { return 1; }
 
+  // They are in the cache.
+  bool fetches() const { return false; }
+
   // Rows that can be prepared at once.
   int64_t strip() const { return strip_; }
 

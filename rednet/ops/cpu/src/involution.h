@@ -56,8 +56,27 @@ Stored* weight_row(const Problem& problem, int64_t n, int64_t g, int64_t kh, int
 
 // ---- vectors of numbers of any type, `step` apart. A constant count and step make vector code of the usual case.
 
+typedef uint16_t Halves __attribute__((vector_size(kVectorBytes / 2), aligned(2), may_alias));
+
+// As widen and narrow, which compilers do not make good vector code of by themselves.
+inline Vector<float> widen_vector(const BFloat16* from) {
+  const Halves bits = *reinterpret_cast<const Halves*>(from);
+  return reinterpret_cast<Vector<float>>(__builtin_convertvector(bits, Vector<uint32_t>) << 16);
+}
+
+inline void narrow_vector(Vector<float> sums, BFloat16* to) {
+  const auto bits = reinterpret_cast<Vector<uint32_t>>(sums);
+  const Vector<uint32_t> rounded = (bits + 0x7fff + (bits >> 16 & 1)) >> 16;
+  const auto is_nan = reinterpret_cast<Vector<uint32_t>>((bits & 0x7fffffff) > 0x7f800000);
+  *reinterpret_cast<Halves*>(to) =
+      __builtin_convertvector((is_nan & 0x7fc0) | (~is_nan & rounded), Halves);
+}
+
 template <typename Sum, typename Stored>
 inline Vector<Sum> load_vector(const Stored* from, ptrdiff_t step, int64_t count) {
+  if constexpr (std::is_same<Stored, BFloat16>::value) {
+    if (step == 1 && count == kLanes<Sum>) return widen_vector(from);
+  }
   Sum numbers[kLanes<Sum>] = {};
   if (step == 1 && count == kLanes<Sum>)
     load(numbers, from, 1, kLanes<Sum>);
@@ -68,6 +87,9 @@ inline Vector<Sum> load_vector(const Stored* from, ptrdiff_t step, int64_t count
 
 template <typename Sum, typename Stored>
 inline void store_vector(Stored* to, Vector<Sum> vector, ptrdiff_t step, int64_t count) {
+  if constexpr (std::is_same<Stored, BFloat16>::value) {
+    if (step == 1 && count == kLanes<Sum>) return narrow_vector(vector, to);
+  }
   Sum numbers[kLanes<Sum>];
   write(numbers, vector);
   if (step == 1 && count == kLanes<Sum>)
@@ -91,7 +113,9 @@ class Tiling {
   Tiling(const Problem& problem, int64_t rows, int64_t halo, int64_t row_bytes, int threads)
       : groups_(problem.groups), rows_(rows), block_(rows) {
     const int64_t maps = problem.batch * problem.groups;
-    while (block_ > 1 && (block_ + halo) * row_bytes > kScratchBytes) block_ = ceil_div(block_, 2);
+    // Each block reads its halo anew: where rows are so long that blocks would be little else, more memory is better.
+    while (block_ > larger(1, 3 * halo) && (block_ + halo) * row_bytes > kScratchBytes)
+      block_ = ceil_div(block_, 2);
     while (block_ > halo + 1 && maps * ceil_div(rows, block_) < kTasksPerThread * threads)
       block_ = ceil_div(block_, 2);
     blocks_ = ceil_div(rows, block_);
@@ -210,7 +234,9 @@ class GroupRows {
     }
   }
 
-  void read_square(const Stored* from, int64_t channels, int64_t columns, Sum* to) const {
+  // Not inlined, like its opposite: GCC would do so where a caller is small enough, and spill the square.
+  __attribute__((noinline)) void read_square(const Stored* from, int64_t channels, int64_t columns,
+                                             Sum* to) const {
     Vector<Sum> square[lanes] = {};
     for (int64_t c = 0; c < channels; ++c)
       square[c] = load_vector<Sum>(from + c * tensor_.strides[1], tensor_.strides[3], columns);
@@ -218,7 +244,8 @@ class GroupRows {
     for (int64_t x = 0; x < columns; ++x) write(to + x * pixel_, square[x]);
   }
 
-  void write_square(const Sum* from, int64_t channels, int64_t columns, Stored* to) const {
+  __attribute__((noinline)) void write_square(const Sum* from, int64_t channels, int64_t columns,
+                                              Stored* to) const {
     Vector<Sum> square[lanes] = {};
     for (int64_t x = 0; x < columns; ++x) square[x] = read(from + x * pixel_);
     transpose<Sum>(square);
@@ -232,30 +259,43 @@ class GroupRows {
   Tensor tensor_;
 };
 
-// ---- rows of weights: those of the type that sums are made in are read in place, others are copied
+// ---- rows of weights: read in place or copied
 
+// Copied are those of another type than sums are made in, and those whose planes, one for each tap, lie so far apart that
+// they share sets of a cache, as at powers of two: it keeps too few of their lines at once, which a copy of one plane after
+// the other does not need.
 template <typename Stored>
 class WeightRows {
   using Sum = typename Accumulator<Stored>::type;
-  static constexpr bool kInPlace = std::is_same<Stored, Sum>::value;
 
  public:
-  explicit WeightRows(const Problem& problem)
+  // Up to `together` rows are read at once.
+  explicit WeightRows(const Problem& problem, int64_t together = 1)
       : problem_(problem),
         dense_(problem.weight.strides[5] == 1),
+        in_place_(std::is_same<Stored, Sum>::value &&
+                  !(dense_ && share_sets(problem.weight.strides[3]))),
         taps_(problem.horizontal.kernel),
-        pixels_(problem.horizontal.output) {}
+        pixels_(problem.horizontal.output),
+        plane_((ceil_div(together * pixels_, kLine<Sum>) | 1) * kLine<Sum>) {}
 
-  // Numbers from one kernel column, and from one pixel, to the next.
+  // Numbers from one kernel column, from one pixel, and from one row, to the next.
   ptrdiff_t tap_step() const {
-    return kInPlace ? problem_.weight.strides[3] : dense_ ? pixels_ : 1;
+    return in_place_ ? problem_.weight.strides[3] : dense_ ? plane_ : 1;
   }
 
   ptrdiff_t pixel_step() const {
-    return kInPlace ? problem_.weight.strides[5] : dense_ ? 1 : taps_;
+    return in_place_ ? problem_.weight.strides[5] : dense_ ? 1 : taps_;
   }
 
-  int64_t scratch() const { return kInPlace ? 0 : round_up(problem_.taps() * pixels_, kLine<Sum>); }
+  ptrdiff_t row_step() const {
+    return in_place_ ? problem_.weight.strides[4] : pixels_ * pixel_step();
+  }
+
+  // Whether it pays to fetch them ahead, which it does not where a row is a few blocks of pixels.
+  bool fetches() const { return in_place_ && pixels_ >= 2 * kPixels; }
+
+  int64_t scratch() const { return in_place_ ? 0 : problem_.taps() * plane_; }
 
   // Any number of rows may be read at once, and nothing has to be done before.
   int64_t strip() const { return std::numeric_limits<int64_t>::max(); }
@@ -264,25 +304,48 @@ class WeightRows {
 
   // The weights of kernel row kh for output row h.
   const Sum* read_row(int64_t n, int64_t g, int64_t kh, int64_t h, Sum* scratch) const {
+    return read_rows(n, g, kh, h, 1, scratch);
+  }
+
+  // ... and for those after it.
+  const Sum* read_rows(int64_t n, int64_t g, int64_t kh, int64_t h, int64_t rows,
+                       Sum* scratch) const {
     const Stored* from = weight_row<Stored>(problem_, n, g, kh, h);
-    if constexpr (kInPlace) {
-      return from;
-    } else {
-      Sum* to = scratch + kh * taps_ * pixels_;
-      const ptrdiff_t tap = problem_.weight.strides[3], pixel = problem_.weight.strides[5];
-      if (dense_)
-        for (int64_t kw = 0; kw < taps_; ++kw)
-          load(to + kw * pixels_, from + kw * tap, pixel, pixels_);
-      else
-        for (int64_t x = 0; x < pixels_; ++x) load(to + x * taps_, from + x * pixel, tap, taps_);
-      return to;
+    if constexpr (std::is_same<Stored, Sum>::value) {
+      if (in_place_) return from;
     }
+    Sum* to = scratch + kh * taps_ * plane_;
+    const int64_t* s = problem_.weight.strides;
+    const bool joined = s[4] == pixels_ * s[5];
+    const int64_t runs = joined ? 1 : rows, count = rows / runs * pixels_;
+    for (int64_t r = 0; r < runs; ++r, from += s[4], to += pixels_ * pixel_step())
+      dense_ ? copy_planes(from, count, to) : copy_pixels(from, count, to);
+    return scratch + kh * taps_ * plane_;
   }
 
  private:
+  // Whether planes so many numbers apart share sets of a second-level cache: of 1 MiB in 8 ways it keeps 32 of their lines
+  // then. Near ones are no trouble: they stay in the third level.
+  static bool share_sets(ptrdiff_t plane) {
+    constexpr int64_t kFar = 96 * 1024, kPeriod = 32 * 1024;
+    const int64_t bytes = plane * sizeof(Stored);
+    return bytes > kFar && bytes % kPeriod == 0;
+  }
+
+  void copy_planes(const Stored* from, int64_t count, Sum* to) const {
+    for (int64_t kw = 0; kw < taps_; ++kw)
+      load(to + kw * plane_, from + kw * problem_.weight.strides[3], 1, count);
+  }
+
+  void copy_pixels(const Stored* from, int64_t count, Sum* to) const {
+    const int64_t* s = problem_.weight.strides;
+    for (int64_t x = 0; x < count; ++x) load(to + x * taps_, from + x * s[5], s[3], taps_);
+  }
+
   const Problem& problem_;
-  bool dense_;
+  bool dense_, in_place_;
   int64_t taps_, pixels_;
+  ptrdiff_t plane_;  // an odd number of cache lines: so planes do not share the sets of a cache
 };
 
 // ---- kernels over whole rows of pixels
@@ -313,16 +376,46 @@ SumPixels<Sum> choose_kernel(const Window<Sum>& window) {
   return sum_pixels<Sum, Pixels>;
 }
 
+// sum_row can call something before each block: from pixel number `first` on, `count` of them.
+struct Nothing {
+  void operator()(int64_t, int64_t) const {}
+};
+
 // The pixels from number `first` to before `end`, in blocks as large as fit.
-template <typename Sum, int Pixels = kPixels>
-void sum_row(const Window<Sum>& window, int64_t first, int64_t end, Sum* to) {
+template <typename Sum, int Pixels = kPixels, typename Before = Nothing>
+void sum_row(const Window<Sum>& window, int64_t first, int64_t end, Sum* to,
+             const Before& before = {}) {
   if constexpr (Pixels > 1) {
-    if (end - first < Pixels) return sum_row<Sum, Pixels / 2>(window, first, end, to);
+    if (end - first < Pixels) return sum_row<Sum, Pixels / 2>(window, first, end, to, before);
   }
   const SumPixels<Sum> sum = choose_kernel<Sum, Pixels>(window);
-  for (int64_t i = 0; i < ceil_div(end - first, Pixels); ++i)
+  for (int64_t i = 0; i < ceil_div(end - first, Pixels); ++i) {
+    before(first + i * Pixels, Pixels);
     sum(window, first + block_start(i, Pixels, end - first), to);
+  }
 }
+
+// Fetches the weights of pixels to come into the cache: by itself the processor follows fewer streams than a window has
+// taps. (Always inlined: a function that only fetches has no effect, says GCC, and leaves calls of it out.)
+template <typename Sum>
+struct FetchWeights {
+  const Window<Sum>& window;
+  bool fetches;
+
+  __attribute__((always_inline)) void operator()(int64_t first, int64_t count) const {
+    constexpr int64_t kAhead = 64;
+    if (!fetches) return;
+    for (int64_t r = 0; r < window.row_count; ++r) {
+      const Sum* from = window.rows[r].weight + (first + kAhead) * window.weight_step;
+      if (window.weight_step != 1)
+        for (int64_t i = 0; i < count; ++i)
+          __builtin_prefetch(from + window.columns[0].weight + i * window.weight_step, 0, 2);
+      else if (first % kLine<Sum> < count)  // once for each cache line
+        for (int64_t c = 0; c < window.column_count; ++c)
+          __builtin_prefetch(from + window.columns[c].weight, 0, 2);
+    }
+  }
+};
 
 // ---- the operations
 
@@ -391,13 +484,14 @@ class Forward : PaddedImage<Stored> {
 
   Forward(const Problem& problem, int threads)
       : Base(problem, threads),
-        weight_(problem),
+        strip_(strip_rows(tiling_.block(), problem.horizontal.output)),
+        weight_(problem, strip_),
         pixels_(problem, problem.pixels, problem.horizontal.output) {}
 
   int64_t tasks() const { return tiling_.count(); }
 
   int64_t scratch() const {
-    return this->image_size() + weight_.scratch() + strip() * pixels_.row() +
+    return this->image_size() + weight_.scratch() + strip_ * pixels_.row() +
            tables_size<Sum>(problem_.vertical.kernel, problem_.horizontal.kernel);
   }
 
@@ -406,7 +500,7 @@ class Forward : PaddedImage<Stored> {
     const Side &v = problem_.vertical, &h = problem_.horizontal;
     Sum* image = scratch;
     Sum* sums = image + this->image_size();
-    Sum* weight = sums + strip() * pixels_.row();
+    Sum* weight = sums + strip_ * pixels_.row();
     auto* rows = reinterpret_cast<KernelRow<Sum>*>(weight + weight_.scratch());
     auto* columns = reinterpret_cast<KernelColumn*>(rows + v.kernel);
     this->read_image(task, image);
@@ -420,21 +514,25 @@ class Forward : PaddedImage<Stored> {
                                 this->pixel_step(),
                                 pixels_.pixel(),
                                 pixels_.lines()};
-    for (int64_t first = task.first; first < task.end; first += strip()) {
-      const int64_t count = smaller(strip(), task.end - first);
-      for (int64_t row = first; row < first + count; ++row) {
-        for (int64_t kh = 0; kh < v.kernel; ++kh)
-          rows[kh] = {weight_.read_row(task.n, task.g, kh, row, weight),
-                      image + this->row_offset(row - task.first, kh)};
-        sum_row(window, 0, h.output, sums + (row - first) * pixels_.row());
+    for (int64_t first = task.first; first < task.end; first += strip_) {
+      const int64_t count = smaller(strip_, task.end - first);
+      for (int64_t kh = 0; kh < v.kernel; ++kh)
+        rows[kh] = {weight_.read_rows(task.n, task.g, kh, first, count, weight),
+                    image + this->row_offset(first - task.first, kh)};
+      for (int64_t r = 0; r < count; ++r) {
+        sum_row(window, 0, h.output, sums + r * pixels_.row(),
+                FetchWeights<Sum>{window, weight_.fetches()});
+        for (int64_t kh = 0; kh < v.kernel; ++kh) {
+          rows[kh].weight += weight_.row_step();
+          rows[kh].pixel += this->row_offset(1, 0);
+        }
       }
       pixels_.write_rows(task.n, task.g, first, count, sums);
     }
   }
 
  private:
-  int64_t strip() const { return strip_rows(tiling_.block(), problem_.horizontal.output); }
-
+  int64_t strip_;
   WeightRows<Stored> weight_;
   GroupRows<Stored> pixels_;
 };
@@ -567,7 +665,7 @@ class GradInput {
     for (int64_t i = inner_end; i < end; ++i) sum_border(i);
     window.columns = columns;
     window.column_count = count;
-    sum_row(window, inner_first, inner_end, to);
+    sum_row(window, inner_first, inner_end, to, FetchWeights<Sum>{window, weight_.fetches()});
   }
 
   const Problem& problem_;
