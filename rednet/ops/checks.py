@@ -24,7 +24,7 @@ def is_plain(tensor: Tensor) -> bool:
     return (
         type(tensor) in (Tensor, nn.Parameter)
         and tensor.layout is torch.strided
-        and (not tensor.is_neg() or is_compiling())
+        and (is_compiling() or not tensor.is_neg())
     )
 
 
