@@ -22,8 +22,8 @@ from rednet.registry import CONV_LAYERS
 BRANCHES = ("square", "ver", "hor")
 # The side along which a thin branch's kernel has one element.
 THIN_SIDES = {"ver": 1, "hor": 0}
-# On fewer output pixels an image, adding up the kernels costs more than two convolutions.
-FUSED_FROM_PIXELS = 100
+# On fewer output pixels of all images, adding up the kernels costs more than two convolutions.
+FUSED_FROM_PIXELS = 75
 
 
 @CONV_LAYERS.register_module()
@@ -215,7 +215,7 @@ class ACBlock(ConvLayer):
         if not all(is_unmodified(each, type(each)) for each in self._norms()):
             return False
         height, width = self.output_size(input.shape[2], input.shape[3])
-        return height * width >= FUSED_FROM_PIXELS
+        return len(input) * height * width >= FUSED_FROM_PIXELS
 
     def _norms(self) -> list[Any]:
         return [getattr(self, f"{name}_bn") for name in self.branches]
@@ -232,18 +232,17 @@ class ACBlock(ConvLayer):
                     f"{name}_bn of type {type(norm).__name__} cannot be merged: it is no batch "
                     "norm with running statistics"
                 )
-        scales, shifts = zip(*map(scale_and_shift, self._norms()), strict=True)
-        kernels = {
-            name: scale_filters(getattr(self, f"{name}_conv").weight, scale)
-            for name, scale in zip(self.branches, scales, strict=True)
-        }
-        weight = kernels.pop("square", None)
-        if weight is None:
-            weight = kernels[self.branches[0]].new_zeros(self.plain_weight_shape)
+        norms = dict(zip(self.branches, map(scale_and_shift, self._norms()), strict=True))
+        kernels = {name: getattr(self, f"{name}_conv").weight for name in self.branches}
+        dtype = kernels[self.branches[0]].dtype
+        shifts = [shift for _, shift in norms.values()]
+        weight = shifts[0].new_zeros(self.plain_weight_shape)
+        if "square" in kernels:
+            weight = scale_filters(kernels.pop("square"), norms["square"][0])
         for name, kernel in kernels.items():
-            side = THIN_SIDES[name]
-            weight.narrow(side + 2, self.kernel_size[side] // 2, 1).add_(kernel)
-        dtype = getattr(self, f"{self.branches[0]}_conv").weight.dtype
+            side, scale = THIN_SIDES[name], norms[name][0].view(-1, 1, 1, 1)
+            middle = weight.narrow(side + 2, self.kernel_size[side] // 2, 1)
+            middle.addcmul_(kernel.to(scale.dtype), scale)
         return weight.to(dtype), sum(shifts[1:], shifts[0]).to(dtype)
 
     def plain(self) -> nn.Conv2d:

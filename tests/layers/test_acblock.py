@@ -85,15 +85,33 @@ def test_deployed_it_is_one_convolution(geometry: dict) -> None:
     torch.testing.assert_close(built(image), expected)
 
 
-def test_as_one_convolution_it_has_the_branches_gradients(monkeypatch: pytest.MonkeyPatch) -> None:
-    block = randomized(ACBlock(4, 6, (3, 4), padding=1)).double().eval()
-    image = torch.randn(2, 4, 12, 13, dtype=torch.float64)
+@pytest.mark.parametrize("learns_affine", [True, False])
+def test_as_one_convolution_it_has_the_branches_gradients(
+    monkeypatch: pytest.MonkeyPatch, learns_affine: bool
+) -> None:
+    block = randomized(ACBlock(4, 6, (3, 4), padding=1)).double()
+    for norm in (block.square_bn, block.ver_bn, block.hor_bn):
+        norm.eval().requires_grad_(learns_affine)
+    image = torch.randn(2, 4, 12, 13, dtype=torch.float64, requires_grad=True)
+    learned = [image, *(each for each in block.parameters() if each.requires_grad)]
+    assert len(learned) == (10 if learns_affine else 4)
     gradients = []
     for threshold in (1, 1000):
         monkeypatch.setattr(acblock, "FUSED_FROM_PIXELS", threshold)
         output = block(image).square().sum()
-        gradients.append(torch.autograd.grad(output, list(block.parameters())))
+        gradients.append(torch.autograd.grad(output, learned))
     torch.testing.assert_close(*gradients)
+
+
+@pytest.mark.parametrize(("batch", "fuses"), [(1, False), (4, True)])
+def test_the_pixels_of_all_images_decide_whether_it_is_one_convolution(
+    batch: int, fuses: bool
+) -> None:
+    block = ACBlock(4, 6, 3, padding=1).eval()
+    called = []
+    block.fuse = lambda: called.append(True) or ACBlock.fuse(block)
+    block(torch.randn(batch, 4, 7, 7))
+    assert called == [True] * fuses
 
 
 def test_a_norm_with_a_hook_gives_the_same_sum() -> None:

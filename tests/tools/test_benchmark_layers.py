@@ -1,12 +1,15 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from rednet.cli.command import run
 from tools.benchmarks import benchmark_layers
+from tools.benchmarks.benchmark_layers import Clock
+from tools.benchmarks.timing import Times
 
 TINY = ("--shapes", "8,8,5,3,1", "--batches", "1", "--turns", "1", "--layers", "SPConv2d")
 
@@ -36,6 +39,29 @@ def test_layers_and_peers_beside_the_convolution(
         f"| SPConv2d | 8-8 @5 k3 s1 | {own} ({peer}) | {own_training} ({peer_training}) "
         f"| {floor:.2f} |"
     )
+
+
+def test_frozen_norms_train_beside_the_faster_layout_of_the_convolution(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    timed: dict[str, Callable[[], None]] = {}
+
+    def interleaved(self: Clock, actions: dict[str, Callable[[], None]], turns: int) -> dict:
+        timed.update(actions)
+        milliseconds = iter((4.0, 8.0, 2.0))
+        return {
+            name: Times(value, value) for name, value in zip(actions, milliseconds, strict=True)
+        }
+
+    monkeypatch.setattr(Clock, "interleaved", interleaved)
+    out = tmp_path / "results.json"
+    arguments = ["--shapes", "8,8,9,3,1", *TINY[2:-1], "ACBlock", "--modes", "frozen"]
+    assert run(benchmark_layers.main, [*arguments, "--out", str(out)]) == 0
+    (record,) = json.loads(out.read_text())["records"]
+    assert record["results"]["nn.Conv2d"]["milliseconds"] == 2
+    assert record["results"]["ACBlock"]["ratio"] == 4
+    assert record["results"]["ACBlock"]["floor"] == 1
+    assert [*timed] == ["nn.Conv2d", "ACBlock", "nn.Conv2d in the other layout"]
 
 
 def test_batches_of_nothing(capsys: pytest.CaptureFixture[str]) -> None:

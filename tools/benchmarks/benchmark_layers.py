@@ -1,7 +1,8 @@
 """Time every registered convolution layer against the ``nn.Conv2d`` that it replaces.
 
 The contenders of a case take turns, so that a machine that slows down slows all of them, and the
-median of the turns is reported. The floor is what the layer would take if its multiply-adds ran
+median of the turns is reported. nn.Conv2d runs in both layouts, and the faster one counts, whatever
+--channels-last asks of the layers. The floor is what the layer would take if its multiply-adds ran
 at the rate of nn.Conv2d's. A last table holds the ratios to nn.Conv2d alone.
 
     python tools/benchmarks/benchmark_layers.py
@@ -15,6 +16,7 @@ import argparse
 import json
 import sys
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import nullcontext
 from itertools import product
 from typing import Any, NamedTuple
 
@@ -40,7 +42,8 @@ from rednet.layers.base import registered_layers
 from rednet.ops import flop_formulas  # noqa: F401  (registers them with FlopCounterMode)
 
 CONVOLUTION = "nn.Conv2d"
-MODES = ["forward", "train"]
+_OTHER_LAYOUT = "nn.Conv2d in the other layout"
+MODES = ["forward", "train", "frozen"]
 
 
 class Shape(NamedTuple):
@@ -61,7 +64,10 @@ class Contender(NamedTuple):
 
 
 class Case(NamedTuple):
-    """What is timed: ``forward``, or ``train`` for forward and backward."""
+    """What is timed: ``forward``, or ``train`` for forward and backward.
+
+    ``frozen`` is ``train`` with batch norms in eval mode, as detectors train.
+    """
 
     shape: Shape
     batch: int
@@ -77,7 +83,11 @@ class Case(NamedTuple):
             padding=self.shape.kernel_size // 2,
             **contender.keywords,
         )
-        return module.train(self.mode == "train")
+        module.train(self.mode != "forward")
+        if self.mode == "frozen":
+            for norm in filter(lambda each: isinstance(each, nn.BatchNorm2d), module.modules()):
+                norm.eval()
+        return module
 
     def __str__(self) -> str:
         channels, out, side, kernel_size, stride = self.shape
@@ -134,8 +144,9 @@ def _add_cases(parser: argparse.ArgumentParser) -> None:
         "--modes",
         nargs="+",
         choices=MODES,
-        default=MODES,
-        help="what is timed: forward alone, forward and backward (both)",
+        default=["forward", "train"],
+        help="what is timed: forward alone, forward and backward, the latter with batch norms in "
+        "eval mode (forward train)",
     )
     parser.add_argument(
         "--dtype",
@@ -173,32 +184,52 @@ def turn(module: nn.Module, image: Tensor, mode: str) -> Callable[[], None]:
         image.grad = None
         module(image).sum().backward()
 
-    image.requires_grad_(mode == "train")
-    return train if mode == "train" else forward
+    image.requires_grad_(mode != "forward")
+    return forward if mode == "forward" else train
+
+
+class _Global(nullcontext[None]):
+    """Tells a counter that all operations belong to no module.
+
+    Its own tracker hooks into all modules, and layers with hooks take other paths than those timed.
+    """
+
+    parents = frozenset({"Global"})
 
 
 def multiply_adds(action: Callable[[], None]) -> int:
     """Floating-point operations of the convolutions and products that an action runs."""
-    with FlopCounterMode(display=False) as counter:
+    counter: Any = FlopCounterMode(display=False)
+    counter.mod_tracker = _Global()
+    with counter:
         action()
     return counter.get_total_flops()
+
+
+def _action(
+    case: Case, contender: Contender, layout: torch.memory_format, args: argparse.Namespace
+) -> Callable[[], None]:
+    """A contender, and an image of its own, in one layout."""
+    dtype = getattr(torch, args.dtype)
+    size = (case.batch, case.shape.in_channels, case.shape.side, case.shape.side)
+    image = torch.randn(size, device=args.device, dtype=dtype).to(memory_format=layout)
+    module = case.build(contender).to(args.device, dtype).to(memory_format=layout)
+    return turn(module, image, case.mode)
 
 
 def measure(
     case: Case, contenders: dict[str, Contender], args: argparse.Namespace, clock: Clock
 ) -> dict[str, dict[str, float]]:
-    """Time the contenders of one case; the first is nn.Conv2d."""
+    """Time the contenders of one case; the first is nn.Conv2d, in the layout that suits it best."""
     torch.manual_seed(0)
-    dtype = getattr(torch, args.dtype)
-    layout = torch.channels_last if args.channels_last else torch.contiguous_format
-    size = (case.batch, case.shape.in_channels, case.shape.side, case.shape.side)
-    image = torch.randn(size, device=args.device, dtype=dtype).to(memory_format=layout)
-    actions = {}
-    for name, contender in contenders.items():
-        module = case.build(contender).to(args.device, dtype)
-        module = module.to(memory_format=layout)
-        actions[name] = turn(module, image, case.mode)
-    times = clock.interleaved(actions, args.turns)
+    layouts = [torch.contiguous_format, torch.channels_last]
+    layout = layouts[args.channels_last]
+    actions = {
+        name: _action(case, contender, layout, args) for name, contender in contenders.items()
+    }
+    other = _action(case, contenders[CONVOLUTION], layouts[not args.channels_last], args)
+    times = clock.interleaved({**actions, _OTHER_LAYOUT: other}, args.turns)
+    times[CONVOLUTION] = min(times[CONVOLUTION], times.pop(_OTHER_LAYOUT))
     operations = {name: multiply_adds(action) for name, action in actions.items()}
     rate = times[CONVOLUTION].median / operations[CONVOLUTION]
     return {

@@ -119,6 +119,28 @@ class Mixture(ctypes.Structure):
         return cls(*shares.shape, experts.shape[1], piece, *described, adds)
 
 
+class ExpertConvolution(ctypes.Structure):
+    """The argument of the kernels that convolve experts; src/expert_conv.h has the same."""
+
+    _fields_ = [
+        *((name, ctypes.c_int64) for name in ("samples", "experts", "filters", "channels")),
+        ("rows", ctypes.c_int64 * 6),
+        ("columns", ctypes.c_int64 * 6),
+        ("image_steps", ctypes.c_int64 * 4),
+        ("expert_step", ctypes.c_int64),
+        *(
+            (name, ctypes.c_void_p)
+            for name in (
+                *("image", "shares", "expert_rows", "scale", "bias", "unfolded", "output"),
+                *("grad", "grad_panels", "grad_blocks"),
+                *("grad_experts", "share_gradients", "grad_input", "scale_gradients"),
+            )
+        ),
+        ("transposes", ctypes.c_int64),
+        ("adds", ctypes.c_int64),
+    ]
+
+
 class Finishing(ctypes.Structure):
     """The argument of the kernel that finishes a map; src/finish.h has the same structure."""
 

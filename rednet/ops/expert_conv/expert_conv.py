@@ -5,6 +5,7 @@
 | how | when |
 |---|---|
 | kernels for all samples, then a form of ``forms.py`` | small batches; while a compiler records |
+| products of blocks (``products.py``) | kernels larger than their images, on a CPU |
 | in tiles (``tiled.py``) | large batches on a CPU: up to three times as fast, less memory |
 | patches | export, where nothing may depend on the batch size |
 
@@ -28,6 +29,7 @@ from rednet.ops.expert_conv.forms import (
 )
 from rednet.ops.expert_conv.kernels import kernel_scale, mix_kernels
 from rednet.ops.expert_conv.problem import Factors, Window
+from rednet.ops.expert_conv.products import gains_by_products
 from rednet.ops.expert_conv.tiled import convolve_in_tiles
 from rednet.ops.expert_conv.tiles import FORWARD_BYTES, TRAINING_BYTES, tile_size
 from rednet.ops.tracing import is_compiling, is_exporting, is_transformed
@@ -90,7 +92,8 @@ def _convolve_experts(
     if input.shape[0] == 1 or is_compiling() or is_transformed():
         return convolve(input, mix_kernels(experts, routing, scale), bias, window)
     training_tile = tile_size(input, experts, window, TRAINING_BYTES)
-    if training_tile == (input.shape[0], experts.shape[1]):
+    is_whole = training_tile == (input.shape[0], experts.shape[1])
+    if is_whole and not gains_by_products(input, experts, routing, scale, bias, window):
         return convolve(input, mix_kernels(experts, routing, scale), bias, window)
     tile = tile_size(input, experts, window, FORWARD_BYTES)
     input, experts, routing, scale, bias = _autocast(input, experts, routing, scale, bias)

@@ -13,6 +13,12 @@ from rednet.ops.expert_conv.forms import convolve, is_channels_last, is_pointwis
 from rednet.ops.expert_conv.kernels import mix_kernels, mix_unscaled, scaled
 from rednet.ops.expert_conv.mixing import mix_gradients
 from rednet.ops.expert_conv.problem import Window, output_size
+from rednet.ops.expert_conv.products import (
+    convolve_by_products,
+    gains_by_products,
+    gradients_by_products,
+    gradients_gain_by_products,
+)
 from rednet.ops.expert_conv.tiles import Tile
 from rednet.ops.tracing import is_batched
 
@@ -28,6 +34,8 @@ def convolve_in_tiles(
     training_tile: Tile,
 ) -> Tensor:
     """Mixes and convolves a tile of samples and filters at a time.
+
+    Where products of blocks gain, the compiled kernels compute both passes.
 
     Args:
         input: Shape (N, C, H, W).
@@ -91,6 +99,8 @@ class _InTiles(torch.autograd.Function):
         training_tile: Tile,
     ) -> Tensor:
         operands = _Operands(input, experts, routing, scale, bias)
+        if gains_by_products(*operands, window):
+            return convolve_by_products(*operands, window)
         output = _empty_output(input, experts, window)
         for samples, filters in _tiles(operands, tile):
             own = operands.part(samples, filters)
@@ -152,6 +162,14 @@ def _differentiable_gradients(ctx: Any, grad: Tensor, operands: _Operands) -> li
 
 
 def _gradients(ctx: Any, grad: Tensor, operands: _Operands) -> list[Tensor | None]:
+    input, experts, routing, scale, bias = operands
+    if gradients_gain_by_products(grad, input, experts, routing, scale, ctx.window):
+        found = gradients_by_products(grad, input, experts, routing, scale, ctx.window)
+        return [*found, None if bias is None else grad.sum((2, 3))]
+    return _gradients_in_tiles(ctx, grad, operands)
+
+
+def _gradients_in_tiles(ctx: Any, grad: Tensor, operands: _Operands) -> list[Tensor | None]:
     sums = operands.gradients()
     for samples, filters in _tiles(operands, ctx.tile):
         _add_gradients(

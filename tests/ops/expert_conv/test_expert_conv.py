@@ -10,7 +10,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from rednet.ops.expert_conv import Factors, Window, expert_conv, expert_conv2d, forms, mixing, tiles
+from rednet.ops.expert_conv import (
+    Factors,
+    Window,
+    expert_conv,
+    expert_conv2d,
+    forms,
+    mixing,
+    products,
+    tiles,
+)
 from rednet.ops.expert_conv.tiles import Tile
 from rednet.ops.geometry import pair
 from tests.tolerances import assert_close
@@ -26,7 +35,7 @@ GEOMETRIES = [
 ]
 
 
-@pytest.fixture(params=["plain", "whole", (1, 8), (2, 8), (2, 3)], ids=str)
+@pytest.fixture(params=["plain", "whole", "products", (1, 8), (2, 8), (2, 3)], ids=str)
 def tile(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """Runs a test with several numbers of samples and filters that are convolved at a time.
 
@@ -36,7 +45,9 @@ def tile(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Non
         return
     monkeypatch.setattr(mixing, "_LEAST_WORK", 0)
     monkeypatch.setattr(mixing, "_LEAST_WORK_OF_KERNELS", {8: 0})
-    if request.param == "whole":
+    if request.param == "products":
+        monkeypatch.setattr(products, "_LEAST_RATIO", 0)
+    if request.param in ("whole", "products"):
         return
     samples, filters = request.param
 

@@ -1,4 +1,5 @@
 // For processors with AVX2 and FMA.
+#include "expert_gradients.h"
 #include "finish.h"
 #include "generate.h"
 #include "grad_generator.h"

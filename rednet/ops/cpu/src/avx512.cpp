@@ -1,4 +1,5 @@
 // For processors with AVX-512 (F, BW, DQ and VL).
+#include "expert_gradients.h"
 #include "finish.h"
 #include "generate.h"
 #include "grad_generator.h"

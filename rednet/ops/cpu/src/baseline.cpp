@@ -1,4 +1,5 @@
 // For any processor of the architecture: SSE2 on x86-64, NEON on arm64.
+#include "expert_gradients.h"
 #include "finish.h"
 #include "generate.h"
 #include "grad_generator.h"
