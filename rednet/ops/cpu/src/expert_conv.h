@@ -278,9 +278,10 @@ class ConvolveExperts : public FiltersOperation<Number> {
                 Number* products) const {
     const int64_t pixels = problem_.pixels(), rest = pixels % kLanes<Number>;
     Number* unfolded = static_cast<Number*>(problem_.unfolded) + sample * problem_.depth() * pixels;
-    const Product<Number, kDepth, 1> product = {kernel,      {unfolded, problem_.depth()},
-                                                block.start, {output(sample, block.filter), pixels},
-                                                block.depth, ahead};
+    const PanelProduct<Number, kDepth, 1> product = {
+        kernel,      {unfolded, problem_.depth()},
+        block.start, {output(sample, block.filter), pixels},
+        block.depth, ahead};
     product.compute(block.filters, pixels / kLanes<Number>);
     if (!rest) return;
     Number* columns = unfolded + (pixels - rest) * problem_.depth() + block.start;

@@ -65,7 +65,7 @@ class ExpertGradients : public FiltersOperation<Number> {
     const Number* grads = static_cast<const Number*>(problem_.grad_blocks) +
                           (sample * problem_.filters + block.filter) * pixels;
     for (int64_t i = 0; i < block.filters; i += kProductRows) {
-      const Product<Number, 1, kProductRows> product = {
+      const PanelProduct<Number, 1, kProductRows> product = {
           grads + i * pixels, {columns, pixels}, 0, {kernel + i * kDepth, kDepth}, pixels, ahead};
       product.compute(kProductRows, block.depth / kLanes<Number>);
     }
@@ -167,7 +167,7 @@ class InputGradient : public ExpertOperation<Number> {
                 Number* rests, Ahead& ahead) const {
     const int64_t pixels = problem_.pixels(), filters = problem_.filters;
     Number* grads = static_cast<Number*>(problem_.grad_panels) + sample * filters * pixels;
-    const Product<Number, 1, kDepth> product = {
+    const PanelProduct<Number, 1, kDepth> product = {
         kernel, {grads, filters}, block.filter, {columns, pixels}, block.filters, ahead};
     product.compute(block.depth, pixels / kLanes<Number>);
     WeightedSums<Number>{{grads + (pixels - rest()) * filters + block.filter, filters, 1},

@@ -84,7 +84,7 @@ class Ahead {
 
 // sums[i, x] += sum over t of left[i * Step + t * Term] * right[t, x] for vectors of x.
 template <typename Number, int64_t Step, int64_t Term>
-struct Product {
+struct PanelProduct {
   const Number* left;
   Panels<Number> right;
   int64_t start;  // of the terms in the panels
