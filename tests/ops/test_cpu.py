@@ -160,6 +160,15 @@ def _assert_fallback_with_one_warning(message: str) -> None:
         assert ops.explain_backends("cpu")["cpu"] == "its kernels were not built"
 
 
+def test_calls_go_to_the_build_that_is_loaded_now(monkeypatch: pytest.MonkeyPatch) -> None:
+    # Else the tests of every instruction set would test the first one again and again.
+    tensors = random_case(GEOMETRIES["3 x 3"], (5, 5))
+    involution2d(*tensors[:2], 1, 1)
+    monkeypatch.setattr(loader, "load", lambda: ctypes.CDLL(None))
+    with pytest.raises(AttributeError, match="rednet_forward_float32"):
+        involution2d(*tensors[:2], 1, 1)
+
+
 def test_without_kernels_there_is_one_warning(
     fresh_load: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:

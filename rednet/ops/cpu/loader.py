@@ -175,13 +175,13 @@ def call(
     name: str, dtype: torch.dtype, argument: ctypes.Structure | ctypes.Array[ctypes.c_int64]
 ) -> None:
     """Runs the loaded library's kernel of that name for numbers of that type."""
-    if _kernel(name, dtype)(ctypes.byref(argument), torch.get_num_threads()) != 0:
+    if _kernel(load(), name, dtype)(ctypes.byref(argument), torch.get_num_threads()) != 0:
         raise MemoryError(f"no memory for the scratch rows of the CPU kernel {name}")
 
 
 @functools.cache
-def _kernel(name: str, dtype: torch.dtype) -> Callable[..., int]:
-    return getattr(load(), f"rednet_{name}_{str(dtype).removeprefix('torch.')}")
+def _kernel(library: ctypes.CDLL, name: str, dtype: torch.dtype) -> Callable[..., int]:
+    return getattr(library, f"rednet_{name}_{str(dtype).removeprefix('torch.')}")
 
 
 @functools.cache
