@@ -44,6 +44,8 @@ def generating_involution2d(
     generated again: gradients of any order exist. A weight that is generated and applied in one
     step is not rounded to 16 bits, so the two ways differ by that rounding.
 
+    Operands must be plain, as :func:`rednet.ops.checks.is_plain` says; that is not checked.
+
     Args:
         input: Shape (N, C, H, W).
         reduced: Shape (N, R, Ho, Wo): what the kernel of each output pixel is generated from.
@@ -159,7 +161,9 @@ class _Backward(NamedTuple):
         """A backend's function for it, where nobody follows operators or differentiates again."""
         if torch.is_grad_enabled() or is_recorded() or is_batched(self.grad):
             return None
-        if not is_plain(self.grad) or 0 in (self.input.numel(), self.reduced.numel()):
+        # Hooks of saved tensors may have put others in their places.
+        given = (each for each in self[:5] if each is not None)
+        if not all(map(is_plain, given)) or 0 in (self.input.numel(), self.reduced.numel()):
             return None
         return select_fused(
             _problem(operation, self.input, self.reduced, self.groups, self.geometry)

@@ -164,3 +164,16 @@ def test_narrow_maps_take_two_steps() -> None:
     assert "rednet::involution2d_grad_weight" in {event.key for event in profile.key_averages()}
     for each, reference in zip(leaves, operands.expected(), strict=True):
         assert_close(each.grad, reference)
+
+
+def test_unpacked_operands_that_are_not_plain_take_two_steps() -> None:
+    operands = Operands(SAME)
+    grad, *given = operands.converted(torch.float64)
+    leaves = [each.requires_grad_() for each in given]
+
+    def negate(tensor: Tensor) -> Tensor:
+        return torch._neg_view(-tensor)
+
+    with torch.autograd.graph.saved_tensors_hooks(Tensor.detach, negate):
+        output = generating_involution2d(*leaves, *SAME)
+    assert_all_close(torch.autograd.grad(output, leaves, grad), operands.expected())
