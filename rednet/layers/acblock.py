@@ -226,24 +226,27 @@ class ACBlock(ConvLayer):
         Returns:
             Its weight, (out_channels, in_channels / groups, Kh, Kw), and bias, (out_channels,).
         """
-        for name, norm in zip(self.branches, self._norms(), strict=True):
+        # Without strict zips and sums of tensors, which torch 2.1 cannot compile.
+        norms = {}
+        for name in self.branches:
+            norm = getattr(self, f"{name}_bn")
             if not has_statistics(norm):
                 raise ArgumentError(
                     f"{name}_bn of type {type(norm).__name__} cannot be merged: it is no batch "
                     "norm with running statistics"
                 )
-        norms = dict(zip(self.branches, map(scale_and_shift, self._norms()), strict=True))
+            norms[name] = scale_and_shift(norm)
         kernels = {name: getattr(self, f"{name}_conv").weight for name in self.branches}
         dtype = kernels[self.branches[0]].dtype
-        shifts = [shift for _, shift in norms.values()]
-        weight = shifts[0].new_zeros(self.plain_weight_shape)
+        bias = torch.stack([shift for _, shift in norms.values()]).sum(0)
+        weight = bias.new_zeros(self.plain_weight_shape)
         if "square" in kernels:
             weight = scale_filters(kernels.pop("square"), norms["square"][0])
         for name, kernel in kernels.items():
             side, scale = THIN_SIDES[name], norms[name][0].view(-1, 1, 1, 1)
             middle = weight.narrow(side + 2, self.kernel_size[side] // 2, 1)
             middle.addcmul_(kernel.to(scale.dtype), scale)
-        return weight.to(dtype), sum(shifts[1:], shifts[0]).to(dtype)
+        return weight.to(dtype), bias.to(dtype)
 
     def plain(self) -> nn.Conv2d:
         """The deployed block as an ``nn.Conv2d``, whose keys are those of any convolution."""
