@@ -3,6 +3,7 @@
 #include "finish.h"
 #include "generate.h"
 #include "grad_generator.h"
+#include "grad_weight.h"
 #include "involution.h"
 #include "mixing.h"
 #include "norm_gradient.h"

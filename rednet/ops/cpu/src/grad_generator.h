@@ -4,7 +4,7 @@
 // by the matrix, for the gradient of the reduced map, and by the reduced map, for the gradient of the matrix.
 #pragma once
 
-#include "planes.h"
+#include "plane_correlation.h"
 #include "product.h"
 
 namespace rednet {
@@ -41,11 +41,9 @@ class GradGenerator {
   GradGenerator(const GeneratorGradient& gradient, int)
       : gradient_(gradient),
         problem_(gradient.problem),
-        image_(problem_, problem_.image, problem_.horizontal.input, problem_.horizontal.padding,
-               problem_.horizontal.stride, image_rows(gradient.block)),
-        pixels_(problem_, problem_.pixels, problem_.horizontal.output, 0, 1, gradient.block),
+        correlation_(problem_, gradient.block),
         strip_(larger(1, smaller(gradient.block, kTile / problem_.horizontal.output))),
-        tile_(round_up(strip_ * problem_.horizontal.output + lanes, kLine<Number>)),
+        tile_(PlaneCorrelation<Sum>::tap_step(problem_, strip_)),
         map_(round_up(gradient.block * problem_.horizontal.output + lanes, kLine<Number>)),
         reduced_row_(round_up(gradient.reduced_channels, kLine<Number>)),
         blocks_(ceil_div(problem_.vertical.output, gradient.block)) {}
@@ -53,14 +51,13 @@ class GradGenerator {
   int64_t tasks() const { return gradient_.chunks; }
 
   int64_t scratch() const {
-    return image_.size() + pixels_.size() + problem_.taps() * tile_ +
-           map_ * (gradient_.reduced_channels + reduced_row_) + offsets_size();
+    return correlation_.scratch() + problem_.taps() * tile_ +
+           map_ * (gradient_.reduced_channels + reduced_row_);
   }
 
   void run(int64_t chunk, Sum* scratch) const {
     Scratch at = divide(scratch);
     at.chunk = chunk;
-    find_offsets(at.offsets);
     const int64_t count = problem_.batch * blocks_;
     for (int64_t i = chunk * count / gradient_.chunks; i < (chunk + 1) * count / gradient_.chunks;
          ++i) {
@@ -72,39 +69,20 @@ class GradGenerator {
 
  private:
   struct Scratch {
-    Sum *image, *pixels;
+    Sum* correlation;
     Sum* weight;        // the gradient of a tile's weight, (taps, tile_)
     Sum* grad_reduced;  // (R, map_)
     Sum* reduced;       // (pixels, reduced_row_)
-    ptrdiff_t* offsets;
     int64_t chunk;
   };
 
-  int64_t offsets_size() const {
-    return round_up(problem_.taps() * sizeof(ptrdiff_t) / sizeof(Sum), kLine<Sum>);
-  }
-
-  int64_t image_rows(int64_t rows) const {
-    return (rows - 1) * problem_.vertical.stride + problem_.vertical.reach() + 1;
-  }
-
   Scratch divide(Sum* scratch) const {
     Scratch at;
-    at.image = scratch;
-    at.pixels = at.image + image_.size();
-    at.weight = at.pixels + pixels_.size();
+    at.correlation = scratch;
+    at.weight = at.correlation + correlation_.scratch();
     at.grad_reduced = at.weight + problem_.taps() * tile_;
     at.reduced = at.grad_reduced + gradient_.reduced_channels * map_;
-    at.offsets = reinterpret_cast<ptrdiff_t*>(at.reduced + map_ * reduced_row_);
     return at;
-  }
-
-  // Where a tap's pixels lie, from those of the first tap on.
-  void find_offsets(ptrdiff_t* offsets) const {
-    const Side &v = problem_.vertical, &h = problem_.horizontal;
-    for (int64_t t = 0; t < problem_.taps(); ++t)
-      offsets[t] =
-          t / h.kernel * v.dilation * image_.row() + image_.column(t % h.kernel * h.dilation);
   }
 
   void add_block(Task task, const Scratch& at) const {
@@ -113,80 +91,14 @@ class GradGenerator {
     read_reduced(task.n, task.first * columns, count, at.reduced);
     std::memset(at.grad_reduced, 0, gradient_.reduced_channels * map_ * sizeof(Sum));
     for (task.g = 0; task.g < problem_.groups; ++task.g) {
-      read_image(task, at.image);
-      for (int64_t row = task.first; row < task.end; ++row)
-        pixels_.read_row(task.n, task.g, row, at.pixels + (row - task.first) * pixels_.row());
+      correlation_.read(task, at.correlation);
       for (int64_t row = 0; row < task.end - task.first; row += strip_) {
         const int64_t rows = smaller(strip_, task.end - task.first - row);
-        find_grad_weight(row, rows, at);
+        correlation_.correlate(row, rows, at.correlation, at.weight, tile_);
         add_products(task.g, row * columns, rows * columns, at);
       }
     }
     write_grad_reduced(task.n, task.first * columns, count, at.grad_reduced);
-  }
-
-  void read_image(const Task& task, Sum* to) const {
-    const Side& v = problem_.vertical;
-    const int64_t first = task.first * v.stride - v.padding;
-    for (int64_t r = 0; r < image_rows(task.end - task.first); ++r, to += image_.row()) {
-      if (first + r < 0 || first + r >= v.input)
-        image_.clear_row(to);
-      else
-        image_.read_row(task.n, task.g, first + r, to);
-    }
-  }
-
-  // The gradient of the weight for some rows of the block, the taps of each pixel in a column.
-  void find_grad_weight(int64_t row, int64_t rows, const Scratch& at) const {
-    const int64_t columns = problem_.horizontal.output;
-    for (int64_t r = 0; r < rows; ++r) {
-      const Sum* image = at.image + (row + r) * problem_.vertical.stride * image_.row();
-      const Sum* pixels = at.pixels + (row + r) * columns;
-      Sum* to = at.weight + r * columns;
-      in_blocks<kVectorsTogether>(columns / lanes, [&](auto vectors, int64_t vector) {
-        correlate_taps<vectors()>(image, pixels, at.offsets, vector * lanes, to);
-      });
-      // A row of less than a vector is completed by numbers that the next row replaces.
-      if (columns % lanes)
-        correlate_taps<1>(image, pixels, at.offsets, larger(columns - lanes, 0), to);
-    }
-    for (int64_t t = 0; t < problem_.taps(); ++t)
-      write(at.weight + t * tile_ + rows * columns, Vector<Sum>{});
-  }
-
-  template <int vectors>
-  void correlate_taps(const Sum* image, const Sum* pixels, const ptrdiff_t* offsets, int64_t x,
-                      Sum* to) const {
-    in_blocks<kRowsTogether>(problem_.taps(), [&](auto taps, int64_t tap) {
-      correlate<taps(), vectors>(image + x, pixels + x, offsets + tap, to + tap * tile_ + x);
-    });
-  }
-
-  template <int taps, int vectors>
-  void correlate(const Sum* image, const Sum* pixels, const ptrdiff_t* offsets, Sum* to) const {
-    Vector<Sum> total[taps][vectors] = {};
-    // With a pointer for each tap, all advance by one register.
-    const Sum* images[taps];
-#pragma GCC unroll 16
-    for (int t = 0; t < taps; ++t) images[t] = image + offsets[t];
-    ptrdiff_t plane = 0;
-    for (int64_t c = 0; c < problem_.group_channels();
-         ++c, plane += image_.plane(), pixels += pixels_.plane()) {
-      Vector<Sum> factors[vectors];
-#pragma GCC unroll 16
-      for (int v = 0; v < vectors; ++v) factors[v] = read(pixels + v * lanes);
-#pragma GCC unroll 16
-      for (int t = 0; t < taps; ++t) {
-#pragma GCC unroll 16
-        for (int v = 0; v < vectors; ++v)
-          total[t][v] += factors[v] * read(images[t] + plane + v * lanes);
-      }
-    }
-#pragma GCC unroll 16
-    for (int t = 0; t < taps; ++t) {
-#pragma GCC unroll 16
-      for (int v = 0; v < vectors; ++v) write(to + t * tile_ + v * lanes, total[t][v]);
-    }
   }
 
   // The contributions of a tile, `count` pixels of the block from number `first` on.
@@ -264,7 +176,7 @@ class GradGenerator {
 
   const GeneratorGradient& gradient_;
   const Problem& problem_;
-  PlaneRows<Sum> image_, pixels_;
+  PlaneCorrelation<Sum> correlation_;
   int64_t strip_;
   ptrdiff_t tile_, map_, reduced_row_;
   int64_t blocks_;

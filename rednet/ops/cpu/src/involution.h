@@ -780,10 +780,9 @@ class GradWeight : PaddedImage<Stored> {
 
 }  // namespace rednet
 
-#define REDNET_EXPORT_INVOLUTION(suffix, Stored)                                        \
-  REDNET_EXPORT(rednet_forward_##suffix, rednet::Problem, rednet::Forward<Stored>)      \
-  REDNET_EXPORT(rednet_grad_input_##suffix, rednet::Problem, rednet::GradInput<Stored>) \
-  REDNET_EXPORT(rednet_grad_weight_##suffix, rednet::Problem, rednet::GradWeight<Stored>)
+#define REDNET_EXPORT_INVOLUTION(suffix, Stored)                                   \
+  REDNET_EXPORT(rednet_forward_##suffix, rednet::Problem, rednet::Forward<Stored>) \
+  REDNET_EXPORT(rednet_grad_input_##suffix, rednet::Problem, rednet::GradInput<Stored>)
 
 REDNET_EXPORT_INVOLUTION(float64, double)
 REDNET_EXPORT_INVOLUTION(float32, float)
