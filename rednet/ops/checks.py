@@ -24,6 +24,7 @@ def is_plain(tensor: Tensor) -> bool:
     return (
         type(tensor) in (Tensor, nn.Parameter)
         and tensor.layout is torch.strided
+        # In this order: the second question would end the graph of torch.compile.
         and (is_compiling() or not tensor.is_neg())
     )
 
