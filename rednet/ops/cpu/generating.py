@@ -60,7 +60,7 @@ def grad_generator(
     groups = rows // (geometry.kernel_size[0] * geometry.kernel_size[1])
     block = _block_rows(input, reduced, groups, geometry)
     blocks = len(input) * -(-reduced.shape[2] // block)
-    # The partial sums together are at most as large as the gradient of the weight.
+    # More than one only where all are together about as small as the gradient of the weight.
     chunks = min(blocks, _CHUNKS, max(1, reduced.numel() // channels**2))
     line = _LINE // input.element_size()
     grad_matrix = input.new_zeros(chunks, rows, -(-channels // line) * line)

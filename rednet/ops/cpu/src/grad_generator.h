@@ -18,10 +18,9 @@ struct GeneratorGradient {
   void* grad_matrix;  // (chunks, G * Kh * Kw, R), zero at first; R rounded up to whole cache lines
   void* grad_bias;    // (chunks, G * Kh * Kw, numbers in a cache line), zero at first, to be summed
   int64_t reduced_channels;
-  int64_t
-      channels_last;  // whether the channels of the reduced map and of its gradient are side by side
-  int64_t block;      // rows of the output at a time
-  int64_t chunks;     // of all images' blocks
+  int64_t channels_last;  // whether channels, not pixels, are side by side in both reduced maps
+  int64_t block;          // rows of the output at a time
+  int64_t chunks;         // of all images' blocks
 
   int64_t multiply_adds() const {
     return problem.multiply_adds() * (1 + 2 * reduced_channels / problem.group_channels());
