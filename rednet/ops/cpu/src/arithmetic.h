@@ -29,4 +29,13 @@ inline void in_blocks(int64_t count, const Body& body, int64_t first = 0) {
   if constexpr (Size > 1) in_blocks<Size / 2>(count, body, first);
 }
 
+// Calls body(size, first) for blocks of the largest size, and for the rest at once.
+template <int Size, typename Body>
+inline void in_blocks_and_rest(int64_t count, const Body& body, int64_t first = 0) {
+  for (; first + Size <= count; first += Size) body(Constant<Size>(), first);
+  if constexpr (Size > 1) {
+    if (first < count) in_blocks_and_rest<Size - 1>(count, body, first);
+  }
+}
+
 }  // namespace rednet

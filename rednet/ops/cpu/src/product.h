@@ -66,7 +66,7 @@ inline void multiply(const Product<Number>& product, int64_t row, int64_t x,
 template <int vectors, typename Number, typename Initial>
 void multiply_columns(const Product<Number>& product, int64_t rows, int64_t x,
                       const Initial& initial) {
-  in_blocks<kRowsTogether>(rows, [&](auto together, int64_t row) {
+  in_blocks_and_rest<kRowsTogether>(rows, [&](auto together, int64_t row) {
     multiply<together(), vectors>(product, row, x, initial);
   });
 }
