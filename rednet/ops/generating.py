@@ -10,7 +10,7 @@ list it.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, NamedTuple
 
@@ -77,48 +77,18 @@ def generating_involution2d(
     for name, tensor in (("reduced", reduced), ("matrix", matrix), ("bias", bias)):
         if tensor is not None:
             check_dtypes(input, tensor, name)
-    operands = input, reduced, matrix, bias
+    call = _Call(input, reduced, matrix, bias, groups, geometry)
     if torch.is_grad_enabled() and any(
-        each is not None and each.requires_grad for each in operands
+        each is not None and each.requires_grad for each in call[:4]
     ):
         # A clone, as a convolution's bias may change before the backward pass.
-        kept = None if bias is None else bias.clone()
-        return _Regenerating.apply(input, reduced, matrix, kept, groups, geometry)
-    return _forward(*operands, groups, geometry)
+        return _Regenerating.apply(*call._replace(bias=None if bias is None else bias.clone()))
+    return _forward(call)
 
 
-class _Regenerating(torch.autograd.Function):
-    """Its gradients are made of differentiable operators, so that they have gradients too."""
+class _Call(NamedTuple):
+    """Checked operands, and what follows from their shapes."""
 
-    @staticmethod
-    def forward(
-        ctx: Any,
-        input: Tensor,
-        reduced: Tensor,
-        matrix: Tensor,
-        bias: Tensor | None,
-        groups: int,
-        geometry: Geometry,
-    ) -> Tensor:
-        ctx.save_for_backward(input, reduced, matrix, bias)
-        ctx.groups, ctx.geometry = groups, geometry
-        return _forward(input, reduced, matrix, bias, groups, geometry)
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
-        input, reduced, matrix, bias = ctx.saved_tensors
-        of_input, needed = ctx.needs_input_grad[0], ctx.needs_input_grad[1:4]
-        step = _Backward(grad, input, reduced, matrix, bias, ctx.groups, ctx.geometry)
-        with without_autocast(grad.device.type):
-            grad_input = step.grad_input() if of_input else None
-            gradients = step.grad_generator(needed) if any(needed) else (None, None, None)
-        return grad_input, *gradients, None, None
-
-
-class _Backward(NamedTuple):
-    """The gradients of one call, each in one step where a backend can, else in two."""
-
-    grad: Tensor
     input: Tensor
     reduced: Tensor
     matrix: Tensor
@@ -126,48 +96,95 @@ class _Backward(NamedTuple):
     groups: int
     geometry: Geometry
 
+    def weight(self) -> Tensor:
+        """The weight, (N, G, Kh, Kw, Ho, Wo)."""
+        kernels = F.conv2d(self.reduced, self.matrix[:, :, None, None], self.bias)
+        return kernels.unflatten(1, (self.groups, *self.geometry.kernel_size))
+
+    def select_fused(self, operation: str) -> Callable[..., Any] | None:
+        """A backend's function for one of the ``FUSED_OPERATIONS``, if there is one."""
+        # An operand without numbers is left to the operator, as no backend is asked about it.
+        if 0 in (self.input.numel(), self.reduced.numel()):
+            return None
+        batch, channels, height, width = self.input.shape
+        problem = Problem(
+            operation,
+            self.input.device,
+            self.input.dtype,
+            batch,
+            channels,
+            self.groups,
+            (height, width),
+            (self.reduced.shape[2], self.reduced.shape[3]),
+            self.geometry,
+        )
+        return select_fused(problem)
+
+
+class _Regenerating(torch.autograd.Function):
+    """Its gradients are made of differentiable operators, so that they have gradients too."""
+
+    @staticmethod
+    def forward(ctx: Any, *operands: Any) -> Tensor:
+        call = _Call(*operands)
+        ctx.save_for_backward(*call[:4])
+        ctx.rest = call[4:]
+        return _forward(call)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
+        of_input, *needed = ctx.needs_input_grad[:4]
+        backward = _Backward(grad, _Call(*ctx.saved_tensors, *ctx.rest))
+        with without_autocast(grad.device.type):
+            grad_input = backward.grad_input() if of_input else None
+            gradients = backward.grad_generator(needed) if any(needed) else (None,) * 3
+        return grad_input, *gradients, None, None
+
+
+class _Backward(NamedTuple):
+    """The gradients of one call, each in one step where a backend can, else in two."""
+
+    grad: Tensor
+    call: _Call
+
     def grad_input(self) -> Tensor:
         """The gradient of the input."""
-        operands = self.reduced, self.matrix, self.bias
+        grad, call = self
+        size = call.input.shape[2], call.input.shape[3]
         if generate := self._fused("generate_grad_input"):
-            size = self.input.shape[2], self.input.shape[3]
-            grad_input = allocate(self.grad, self.input.shape[1], size)
+            grad_input = allocate(grad, call.input.shape[1], size)
             with _listed("generate_grad_input"):
-                generate(self.grad, *operands, grad_input, self.geometry)
+                generate(grad, call.reduced, call.matrix, call.bias, grad_input, call.geometry)
             return grad_input
-        weight = _generated(*operands, self.groups, self.geometry)
-        return torch.ops.rednet.involution2d_grad_input(
-            self.grad, weight, self.input.shape[2:], *self.geometry[1:]
-        )
+        window = call.geometry[1:]
+        return torch.ops.rednet.involution2d_grad_input(grad, call.weight(), size, *window)
 
-    def grad_generator(self, needed: tuple[bool, ...]) -> tuple[Tensor | None, ...]:
+    def grad_generator(self, needed: Sequence[bool]) -> tuple[Tensor | None, ...]:
         """The gradients of ``reduced``, ``matrix`` and bias, None where they are not needed."""
+        grad, call = self
         if differentiate := self._fused("grad_generator"):
-            operands = self.grad, self.input, self.reduced, self.matrix
             with _listed("grad_generator"):
-                gradients = differentiate(*operands, self.geometry)
+                gradients = differentiate(
+                    grad, call.input, call.reduced, call.matrix, call.geometry
+                )
             return tuple(
                 each if wanted else None for each, wanted in zip(gradients, needed, strict=True)
             )
-        kernel_size, *window = self.geometry
+        kernel_size, *window = call.geometry
         grad_weight = torch.ops.rednet.involution2d_grad_weight(
-            self.grad, self.input, self.groups, kernel_size, *window
+            grad, call.input, call.groups, kernel_size, *window
         )
         # Not flatten: many gradients at once have no rule for it.
-        flat = grad_weight.reshape(len(self.reduced), len(self.matrix), *self.reduced.shape[2:])
-        return _generator_gradients(flat, self.reduced, self.matrix, needed)
+        flat = grad_weight.reshape(len(call.reduced), len(call.matrix), *call.reduced.shape[2:])
+        return _generator_gradients(flat, call.reduced, call.matrix, needed)
 
     def _fused(self, operation: str) -> Callable[..., Any] | None:
         """A backend's function for it, where nobody follows operators or differentiates again."""
         if torch.is_grad_enabled() or is_recorded() or is_batched(self.grad):
             return None
         # Hooks of saved tensors may have put others in their places.
-        given = (each for each in self[:5] if each is not None)
-        if not all(map(is_plain, given)) or 0 in (self.input.numel(), self.reduced.numel()):
-            return None
-        return select_fused(
-            _problem(operation, self.input, self.reduced, self.groups, self.geometry)
-        )
+        given = (each for each in (self.grad, *self.call[:4]) if each is not None)
+        return self.call.select_fused(operation) if all(map(is_plain, given)) else None
 
 
 def _listed(operation: str) -> AbstractContextManager[Any]:
@@ -178,7 +195,7 @@ def _listed(operation: str) -> AbstractContextManager[Any]:
 
 
 def _generator_gradients(
-    grad: Tensor, reduced: Tensor, matrix: Tensor, needed: tuple[bool, ...]
+    grad: Tensor, reduced: Tensor, matrix: Tensor, needed: Sequence[bool]
 ) -> tuple[Tensor | None, ...]:
     """The gradients of ``reduced``, ``matrix`` and bias from that of the weight."""
     of_reduced, of_matrix, of_bias = torch.ops.aten.convolution_backward(
@@ -197,59 +214,20 @@ def _generator_gradients(
     return of_reduced, of_matrix.reshape(matrix.shape) if needed[1] else None, of_bias
 
 
-def _forward(
-    input: Tensor,
-    reduced: Tensor,
-    matrix: Tensor,
-    bias: Tensor | None,
-    groups: int,
-    geometry: Geometry,
-) -> Tensor:
+def _forward(call: _Call) -> Tensor:
     if is_compiling() or is_profiled():
-        return torch.ops.rednet.generating_involution2d(input, reduced, matrix, bias, *geometry)
-    return _generate(input, reduced, matrix, bias, groups, geometry)
+        return torch.ops.rednet.generating_involution2d(*call[:4], *call.geometry)
+    return _generate(call)
 
 
-def _generate(
-    input: Tensor,
-    reduced: Tensor,
-    matrix: Tensor,
-    bias: Tensor | None,
-    groups: int,
-    geometry: Geometry,
-) -> Tensor:
-    generate = select_fused(_problem("generate", input, reduced, groups, geometry))
-    # An operand without numbers is left to the operator, as no backend is asked about it.
-    if generate is None or 0 in (input.numel(), reduced.numel()):
-        weight = _generated(reduced, matrix, bias, groups, geometry)
-        return involution2d(input, weight, *geometry[1:])
-    output = allocate(input, input.shape[1], (reduced.shape[2], reduced.shape[3]))
-    generate(input, reduced, matrix, bias, output, geometry)
+def _generate(call: _Call) -> Tensor:
+    generate = call.select_fused("generate")
+    if generate is None:
+        return involution2d(call.input, call.weight(), *call.geometry[1:])
+    size = call.reduced.shape[2], call.reduced.shape[3]
+    output = allocate(call.input, call.input.shape[1], size)
+    generate(*call[:4], output, call.geometry)
     return output
-
-
-def _problem(
-    operation: str, input: Tensor, reduced: Tensor, groups: int, geometry: Geometry
-) -> Problem:
-    return Problem(
-        operation,
-        input.device,
-        input.dtype,
-        input.shape[0],
-        input.shape[1],
-        groups,
-        (input.shape[2], input.shape[3]),
-        (reduced.shape[2], reduced.shape[3]),
-        geometry,
-    )
-
-
-def _generated(
-    reduced: Tensor, matrix: Tensor, bias: Tensor | None, groups: int, geometry: Geometry
-) -> Tensor:
-    """The weight, (N, G, Kh, Kw, Ho, Wo)."""
-    kernels = F.conv2d(reduced, matrix[:, :, None, None], bias)
-    return kernels.unflatten(1, (groups, *geometry.kernel_size))
 
 
 # ---- the operator of compiled graphs and profiles
@@ -260,7 +238,7 @@ def _operator(
 ) -> Tensor:
     geometry = Geometry(*map(tuple, window))
     groups = check_generator(input, reduced, matrix, bias, geometry)
-    return _generate(input, reduced, matrix, bias, groups, geometry)
+    return _generate(_Call(input, reduced, matrix, bias, groups, geometry))
 
 
 def _allocate(input: Tensor, reduced: Tensor, *_: Any) -> Tensor:
