@@ -13,6 +13,8 @@ from rednet.ops.expert_conv.problem import Window, output_size
 
 # Of the columns that are unfolded at a time: more would be written to memory, and read from there.
 _MOST_BYTES = 16 * 2**20
+# Filters that contribute to a row of the routing's gradients; src/expert_gradients.h has the same.
+_FILTERS_PER_SUM = 4
 
 
 def convolve_experts(
@@ -86,8 +88,7 @@ def expert_gradients(
     unfolded, parts = _parts(input, experts[0, 0].numel() * pixels)
     for samples in parts:
         shares = routing[samples].contiguous()
-        # A row for each task, which treats a block of filters, of at least 4.
-        share_gradients = input.new_zeros(filters // 4, shares.numel())
+        share_gradients = input.new_zeros(filters // _FILTERS_PER_SUM, shares.numel())
         own = dict(
             image=input[samples],
             shares=shares,

@@ -97,6 +97,24 @@ def test_every_instruction_set_finds_the_gradients(
     assert found[0].stride() == case[0].stride()
 
 
+@pytest.mark.parametrize("build", BUILDS, ids=BUILD_NAMES)
+def test_results_do_not_depend_on_the_number_of_threads(
+    monkeypatch: pytest.MonkeyPatch, threads: None, build: object
+) -> None:
+    loaded = ctypes.CDLL(str(build))
+    monkeypatch.setattr(loader, "load", lambda: loaded)
+    input, experts, routing = _case(72, 48, 5, torch.float32, samples=9)
+    scale, grad = torch.randn(9, 1, 1, 3, 3), torch.randn(9, 72, 5, 5)
+    results = []
+    for count in (1, 2, 3, 5):
+        torch.set_num_threads(count)
+        output = products.convolve_by_products(input, experts, routing, scale, None, WINDOW)
+        results.append((output, *compute(grad, input, experts, routing, scale, WINDOW)))
+    assert all(result.any() for result in results[0])
+    for others in results[1:]:
+        assert all(torch.equal(a, b) for a, b in zip(results[0], others, strict=True))
+
+
 @needs_builds
 def test_a_layers_gradients_are_those_of_products(monkeypatch: pytest.MonkeyPatch) -> None:
     case = _case(16, 16, 5)

@@ -41,7 +41,7 @@ struct ExpertConvolution {
   void* grad_blocks;   // (samples, filters / kProductRows, pixels, kProductRows)
   void* grad_experts;  // (experts, filters, depth)
   void*
-      share_gradients;  // (tasks, samples * experts): those that each task contributes, zero before
+      share_gradients;  // (filters / kFiltersPerSum, samples * experts): to be summed; zero before
   void* grad_input;     // (samples, channels, rows.length, columns.length)
   void* scale_gradients;  // (samples, depth), where there is a scale
   int64_t transposes;     // whether the columns' transposes are unfolded

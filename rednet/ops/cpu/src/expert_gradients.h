@@ -30,6 +30,11 @@ class PackGradient : public ExpertOperation<Number> {
   }
 };
 
+// Filters whose contributions to the gradients of shares are one sum: tasks have a multiple of them. Sums of a task would
+// depend on the number of threads.
+constexpr int64_t kFiltersPerSum = 4;
+static_assert(kProductRows % kFiltersPerSum == 0);
+
 // The gradients of the kernels, which those of experts and shares are mixed from at once.
 template <typename Number>
 class ExpertGradients : public FiltersOperation<Number> {
@@ -43,15 +48,13 @@ class ExpertGradients : public FiltersOperation<Number> {
 
   void run(int64_t task, Number* scratch) const {
     constexpr int64_t depth = kDepth - kDepth % Panels<Number>::kWidth;
-    Number* totals =
-        static_cast<Number*>(problem_.share_gradients) + task * problem_.samples * problem_.experts;
     this->for_blocks(task, depth, [&](const ExpertBlock& block) {
       Ahead ahead = this->ahead_of(block);
       for (int64_t sample = 0; sample < problem_.samples; sample += kSamples) {
         const int64_t samples = smaller(kSamples, problem_.samples - sample);
         for (int64_t i = 0; i < samples; ++i)
           multiply(sample + i, block, scratch + i * kKernelStep<Number>, ahead);
-        mix_gradients(sample, samples, block, scratch, totals + sample * problem_.experts);
+        mix_gradients(sample, samples, block, scratch);
       }
     });
   }
@@ -71,8 +74,8 @@ class ExpertGradients : public FiltersOperation<Number> {
     }
   }
 
-  void mix_gradients(int64_t sample, int64_t samples, const ExpertBlock& block, Number* kernels,
-                     Number* totals) const {
+  void mix_gradients(int64_t sample, int64_t samples, const ExpertBlock& block,
+                     Number* kernels) const {
     const int64_t step = problem_.filters * problem_.depth(), experts = problem_.experts;
     Number* products = kernels + kSamples * kKernelStep<Number>;
     Number* gradients =
@@ -91,8 +94,14 @@ class ExpertGradients : public FiltersOperation<Number> {
           .compute(block.depth);
       DotProducts<Number>{kernel, {rows.data + row, rows.step}, samples, experts, products}.compute(
           block.depth);
+      Number* totals = share_gradients(sample, block.filter + i);
       for (int64_t x = 0; x < samples * experts; ++x) totals[x] += products[x];
     }
+  }
+
+  Number* share_gradients(int64_t sample, int64_t filter) const {
+    return static_cast<Number*>(problem_.share_gradients) +
+           (filter / kFiltersPerSum * problem_.samples + sample) * problem_.experts;
   }
 };
 
