@@ -115,8 +115,10 @@ def expert_gradients(
 
 
 def _scales(scale: Tensor | None, experts: Tensor, samples: int) -> Tensor | None:
-    """A scale of (N, 1, C, Kh, Kw), or what broadcasts to it, as (N, C * Kh * Kw)."""
-    return None if scale is None else scale.expand(-1, 1, *experts.shape[2:]).reshape(samples, -1)
+    """A scale of (N, 1, C, Kh, Kw), or what broadcasts to it, as (N, C * Kh * Kw), contiguous."""
+    if scale is None:
+        return None
+    return scale.expand(-1, 1, *experts.shape[2:]).reshape(samples, -1).contiguous()
 
 
 def _parts(input: Tensor, numbers: int) -> tuple[Tensor, Iterator[slice]]:

@@ -150,6 +150,28 @@ def test_samples_whose_columns_are_many_follow_each_other(monkeypatch: pytest.Mo
 
 
 @needs_builds
+@pytest.mark.parametrize(("channels", "side"), [(48, 1), (1, 48)])
+def test_factors_may_be_of_any_strides(channels: int, side: int) -> None:
+    """Where kernels have one channel or one element, the expanded factors need no copy."""
+    case = [
+        torch.randn(3, channels, 1, 6).double().requires_grad_(),
+        torch.randn(2, 8, channels, 1, side).double().requires_grad_(),
+        torch.randn(3, 2).double().requires_grad_(),
+    ]
+    window = Window(padding=(1, 24))
+    taps = torch.randn(3, side + 1).double()[:, 1:].requires_grad_()
+    assert not taps.is_contiguous()
+    output = expert_conv2d(*case, None, Factors(taps=taps), window)
+    expected = _reference(*case, window, taps.view(3, 1, 1, 1, side))
+    assert_close(output, expected)
+    learned, grad = [*case, taps], torch.randn_like(expected)
+    found = torch.autograd.grad(output, learned, grad)
+    references = torch.autograd.grad(expected, learned, grad)
+    for actual, reference in zip(found, references, strict=True):
+        assert_close(actual, reference)
+
+
+@needs_builds
 @pytest.mark.parametrize(
     "changed",
     [
