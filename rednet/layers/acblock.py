@@ -31,8 +31,8 @@ class ACBlock(ConvLayer):
     """Asymmetric convolution block: the sum of a k x k, a k x 1 and a 1 x k convolution.
 
     Each branch has its own batch norm. In training, the thin kernels strengthen the middle row and
-    column of the square one. In eval mode the three branches equal one convolution: larger images
-    are computed by it, and ``switch_to_deploy`` makes it permanent.
+    column of the square one. With norms in eval mode the three branches equal one convolution: it
+    computes all but the smallest outputs, and ``switch_to_deploy`` makes it permanent.
 
     From `ACNet: Strengthening the Kernel Skeletons for Powerful CNN via Asymmetric Convolution
     Blocks <https://arxiv.org/abs/1908.03930>`_. The state_dict has the published keys.
