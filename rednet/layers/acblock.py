@@ -212,10 +212,16 @@ class ACBlock(ConvLayer):
         convolutions = [getattr(self, f"{name}_conv") for name in self.branches]
         if not all(is_unmodified(each, nn.Conv2d) for each in convolutions):
             return False
+        # Tools give convolutions a bias, or trade their stride for dilation.
+        if any(each.bias is not None or self._slides_otherwise(each) for each in convolutions):
+            return False
         if not all(is_unmodified(each, type(each)) for each in self._norms()):
             return False
         height, width = self.output_size(input.shape[2], input.shape[3])
         return len(input) * height * width >= FUSED_FROM_PIXELS
+
+    def _slides_otherwise(self, convolution: nn.Conv2d) -> bool:
+        return (convolution.stride, convolution.dilation) != (self.stride, self.dilation)
 
     def _norms(self) -> list[Any]:
         return [getattr(self, f"{name}_bn") for name in self.branches]

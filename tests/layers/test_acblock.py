@@ -114,6 +114,15 @@ def test_the_pixels_of_all_images_decide_whether_it_is_one_convolution(
     assert called == [True] * fuses
 
 
+@pytest.mark.parametrize("changed", ["bias", "stride", "dilation"])
+def test_branches_that_were_changed_are_computed_as_they_are(changed: str) -> None:
+    block = randomized(ACBlock(4, 6, (3, 1), padding=(2, 0), branches=["square"])).eval()
+    image = torch.randn(2, 4, 9, 9)
+    value = nn.Parameter(torch.randn(6)) if changed == "bias" else (2, 1)
+    setattr(block.square_conv, changed, value)
+    assert_close(block(image), block.square_bn(block.square_conv(image)))
+
+
 def test_a_norm_with_a_hook_gives_the_same_sum() -> None:
     block = randomized(ACBlock(4, 6, 3, padding=1))
     image = torch.randn(2, 4, 5, 5)
