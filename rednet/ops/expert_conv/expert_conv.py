@@ -5,7 +5,7 @@
 | how | when |
 |---|---|
 | kernels for all samples, then a form of ``forms.py`` | small batches; while a compiler records |
-| products of blocks (``products.py``) | kernels of 16 times their images' numbers, on a CPU |
+| products of blocks (``products.py``) | many more filters than output pixels, on a CPU |
 | in tiles (``tiled.py``) | large batches on a CPU: up to three times as fast, less memory |
 | patches | export, where nothing may depend on the batch size |
 

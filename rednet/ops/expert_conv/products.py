@@ -16,6 +16,8 @@ from rednet.ops.tracing import is_recorded
 _DTYPES = (torch.float64, torch.float32)
 # Kernels of as many times an image's numbers take longer to write, and to read, than to mix again.
 _LEAST_RATIO = 16
+# With fewer filters for each output pixel, unfolding the columns of large kernels takes longer.
+_LEAST_FILTERS_PER_PIXEL = 2
 
 
 def gains_by_products(
@@ -31,7 +33,10 @@ def gains_by_products(
         return False
     if experts[0].numel() < _LEAST_RATIO * input[0].numel():
         return False
-    if not (scale is None or scale.shape[1] == 1) or 0 in output_size(input, experts, window):
+    if not (scale is None or scale.shape[1] == 1):
+        return False
+    height, width = output_size(input, experts, window)
+    if height * width == 0 or experts.shape[1] < _LEAST_FILTERS_PER_PIXEL * height * width:
         return False
     tensors = [each for each in (input, experts, routing, scale, bias) if each is not None]
     return (

@@ -47,6 +47,7 @@ def tile(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Non
     monkeypatch.setattr(mixing, "_LEAST_WORK_OF_KERNELS", {8: 0})
     if request.param == "products":
         monkeypatch.setattr(products, "_LEAST_RATIO", 0)
+        monkeypatch.setattr(products, "_LEAST_FILTERS_PER_PIXEL", 0)
     if request.param in ("whole", "products"):
         return
     samples, filters = request.param

@@ -24,6 +24,7 @@ needs_builds = pytest.mark.skipif(not BUILDS, reason="rednet was installed witho
 def worthwhile(monkeypatch: pytest.MonkeyPatch) -> None:
     """The compiled kernel serves tensors of any size."""
     monkeypatch.setattr(products, "_LEAST_RATIO", 0)
+    monkeypatch.setattr(products, "_LEAST_FILTERS_PER_PIXEL", 0)
 
 
 compute = products.gradients_by_products
@@ -197,3 +198,15 @@ def test_kernels_as_small_as_their_images_are_not_served(monkeypatch: pytest.Mon
     monkeypatch.undo()
     assert not products.gains_by_products(*_case(8, 8, 8), None, None, WINDOW)
     assert products.gains_by_products(*_case(64, 8, 3), None, None, WINDOW)
+
+
+@needs_builds
+def test_large_kernels_with_few_filters_for_their_columns_are_not_served(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.undo()
+    input, _, routing = _case(1, 2, 4)
+    for filters, gains in ((31, False), (32, True)):
+        experts = torch.randn(4, filters, 2, 7, 7).double()
+        window = Window(padding=(3, 3))
+        assert products.gains_by_products(input, experts, routing, None, None, window) == gains
