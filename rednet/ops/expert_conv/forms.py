@@ -61,6 +61,11 @@ def is_channels_last(image: Tensor) -> bool:
     return image.stride(1) == 1 and not image.is_contiguous()
 
 
+def layout(input: Tensor) -> torch.memory_format:
+    """The memory format that the output of such an input has."""
+    return torch.channels_last if is_channels_last(input) else torch.contiguous_format
+
+
 def _pointwise(input: Tensor, kernels: Tensor, bias: Tensor | None) -> Tensor:
     batch, _, height, width = input.shape
     pixels, matrices = input.flatten(2), kernels.flatten(2)

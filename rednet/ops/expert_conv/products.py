@@ -9,7 +9,7 @@ from rednet.ops.autocast import autocast_dtype
 from rednet.ops.checks import is_plain
 from rednet.ops.cpu import loader
 from rednet.ops.cpu.expert_conv import convolve_experts, expert_gradients
-from rednet.ops.expert_conv.forms import is_channels_last, is_pointwise
+from rednet.ops.expert_conv.forms import is_pointwise, layout
 from rednet.ops.expert_conv.problem import Window, output_size
 from rednet.ops.tracing import is_recorded
 
@@ -61,7 +61,7 @@ def convolve_by_products(
     """Convolves, where it gains; shapes as in ``convolve_in_tiles``. Has no gradient itself."""
     # Reading a channel in channels_last touches a line of memory for each pixel.
     output = convolve_experts(input.contiguous(), experts, routing, scale, bias, window)
-    return output.contiguous(memory_format=_layout(input))
+    return output.contiguous(memory_format=layout(input))
 
 
 def gradients_gain_by_products(
@@ -94,8 +94,4 @@ def gradients_by_products(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
     """The gradients of the input, of the experts, of the routing and of the scale."""
     found = expert_gradients(grad, input.contiguous(), experts, routing, scale, window)
-    return found[0].contiguous(memory_format=_layout(input)), *found[1:]
-
-
-def _layout(input: Tensor) -> torch.memory_format:
-    return torch.channels_last if is_channels_last(input) else torch.contiguous_format
+    return found[0].contiguous(memory_format=layout(input)), *found[1:]

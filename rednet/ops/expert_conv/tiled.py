@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from rednet.ops.dtypes import accumulation_dtype
-from rednet.ops.expert_conv.forms import convolve, is_channels_last, is_pointwise, side_by_side
+from rednet.ops.expert_conv.forms import convolve, is_pointwise, layout, side_by_side
 from rednet.ops.expert_conv.kernels import mix_kernels, mix_unscaled, scaled
 from rednet.ops.expert_conv.mixing import mix_gradients
 from rednet.ops.expert_conv.problem import Window, output_size
@@ -133,12 +133,11 @@ def _ranges(length: int, step: int) -> Iterator[slice]:
 
 def _empty_output(input: Tensor, experts: Tensor, window: Window) -> Tensor:
     size = output_size(input, experts, window)
-    layout = torch.channels_last if is_channels_last(input) else torch.contiguous_format
     return torch.empty(
         (len(input), experts.shape[1], *size),
         dtype=input.dtype,
         device=input.device,
-        memory_format=layout,
+        memory_format=layout(input),
     )
 
 

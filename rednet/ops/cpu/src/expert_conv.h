@@ -38,7 +38,7 @@ struct ExpertConvolution {
   // Gradients: of the output, handed over; of the others, filled. Depth is a multiple of 48 here, filters of 8.
   const void* grad;    // (samples, filters, pixels)
   void* grad_panels;   // (samples, filters * pixels): panels of grad
-  void* grad_blocks;   // (samples, filters / kProductRows, pixels, kProductRows)
+  void* grad_blocks;   // (samples, filters / kRowsTogether, pixels, kRowsTogether)
   void* grad_experts;  // (experts, filters, depth)
   void*
       share_gradients;  // (filters / kFiltersPerSum, samples * experts): to be summed; zero before
@@ -209,7 +209,7 @@ class FiltersOperation : public ExpertOperation<Number> {
   FiltersOperation(const ExpertConvolution& problem, int threads)
       : ExpertOperation<Number>(problem, threads),
         filters_(smaller(
-            kFilters, round_up(ceil_div(problem.filters, 2 * int64_t(threads)), kProductRows))) {}
+            kFilters, round_up(ceil_div(problem.filters, 2 * int64_t(threads)), kRowsTogether))) {}
 
   int64_t tasks() const { return ceil_div(this->problem_.filters, filters_); }
 

@@ -25,15 +25,15 @@ class PackGradient : public ExpertOperation<Number> {
     Number* panels = static_cast<Number*>(problem_.grad_panels) + sample * filters * pixels;
     Panels<Number>{panels, filters}.write_row(filter, from, pixels);
     Number* to = static_cast<Number*>(problem_.grad_blocks) +
-                 task / kProductRows * kProductRows * pixels + task % kProductRows;
-    for (int64_t p = 0; p < pixels; ++p) to[p * kProductRows] = from[p];
+                 task / kRowsTogether * kRowsTogether * pixels + task % kRowsTogether;
+    for (int64_t p = 0; p < pixels; ++p) to[p * kRowsTogether] = from[p];
   }
 };
 
 // Filters whose contributions to the gradients of shares are one sum: tasks have a multiple of them. Sums of a task would
 // depend on the number of threads.
 constexpr int64_t kFiltersPerSum = 4;
-static_assert(kProductRows % kFiltersPerSum == 0);
+static_assert(kRowsTogether % kFiltersPerSum == 0);
 
 // The gradients of the kernels, which those of experts and shares are mixed from at once.
 template <typename Number>
@@ -67,10 +67,10 @@ class ExpertGradients : public FiltersOperation<Number> {
                       (sample * problem_.depth() + block.start) * pixels;
     const Number* grads = static_cast<const Number*>(problem_.grad_blocks) +
                           (sample * problem_.filters + block.filter) * pixels;
-    for (int64_t i = 0; i < block.filters; i += kProductRows) {
-      const PanelProduct<Number, 1, kProductRows> product = {
+    for (int64_t i = 0; i < block.filters; i += kRowsTogether) {
+      const PanelProduct<Number, 1, kRowsTogether> product = {
           grads + i * pixels, {columns, pixels}, 0, {kernel + i * kDepth, kDepth}, pixels, ahead};
-      product.compute(kProductRows, block.depth / kLanes<Number>);
+      product.compute(kRowsTogether, block.depth / kLanes<Number>);
     }
   }
 

@@ -3,6 +3,7 @@
 
 #include "arithmetic.h"
 #include "mixing.h"
+#include "product.h"
 #include "vectors.h"
 
 namespace rednet {
@@ -10,11 +11,6 @@ namespace rednet {
 // Terms between two lines that are fetched ahead.
 constexpr int64_t kTermsPerLine = 2;
 
-#if defined(__AVX512F__) || defined(__aarch64__)
-constexpr int kProductRows = 8;
-#else
-constexpr int kProductRows = 4;
-#endif
 #if defined(__AVX2__) || defined(__aarch64__)
 constexpr int kProductVectors = 3;
 #else
@@ -104,7 +100,7 @@ struct PanelProduct {
   void columns(int64_t count, int64_t vector) const {
     const int64_t x = vector * kLanes<Number>;
     const Number* from = right.data + x * right.depth + start * Vectors * kLanes<Number>;
-    in_blocks<kProductRows>(
+    in_blocks<kRowsTogether>(
         count, [&](auto rows, int64_t first) { multiply<rows, Vectors>(first, x, from); });
   }
 
