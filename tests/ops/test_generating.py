@@ -199,22 +199,22 @@ def test_nothing_is_read_in_front_of_a_map(
 ) -> None:
     compiled = ctypes.CDLL(str(build))
     monkeypatch.setattr(loader, "load", lambda: compiled)
-    matrix = torch.randn(9, 1, dtype=dtype)
+    matrix = torch.randn(9, 1, dtype=dtype, requires_grad=True)
     for side in (17, 33, 37, 47):  # a few pixels more or less than some vectors
         input, reduced = (torch.randn(1, channels, 1, side, dtype=dtype) for channels in (4, 1))
-        operands = input, reduced, matrix, None, 3, 1, 1
-        with ops.backend("reference"):
-            expected = generating_involution2d(*operands)
         guarded = _before_a_locked_page(reduced)
-        assert_close(generating_involution2d(input, guarded, *operands[2:]), expected)
-        _, *gradients = torch.autograd.grad(
-            generating_involution2d(
-                *(each.requires_grad_() for each in (input, guarded, matrix)), *operands[3:]
-            ),
-            (input, guarded, matrix),
-            input,
-        )
-        assert all(torch.isfinite(each).all() for each in gradients)
+        with ops.backend("reference"):
+            expected = _output_and_gradients(input, reduced, matrix)
+        for actual, each in zip(
+            _output_and_gradients(input, guarded, matrix), expected, strict=True
+        ):
+            assert_close(actual, each)
+
+
+def _output_and_gradients(input: Tensor, reduced: Tensor, matrix: Tensor) -> list[Tensor]:
+    operands = input.requires_grad_(), reduced.requires_grad_(), matrix
+    output = generating_involution2d(*operands, None, 3, 1, 1)
+    return [output.detach(), *torch.autograd.grad(output, operands, input.detach())]
 
 
 def test_operands_without_numbers() -> None:
