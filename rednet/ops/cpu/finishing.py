@@ -8,13 +8,11 @@ from torch import Tensor
 from rednet.ops.checks import is_plain
 from rednet.ops.cpu import loader
 
-DTYPES = (torch.float64, torch.float32)
-
 
 def unsupported_reason(output: Tensor) -> str | None:
     """Why the kernel cannot finish such a map, None if it can."""
-    if not is_plain(output) or output.device.type != "cpu" or output.dtype not in DTYPES:
-        return f"it supports tensors of {DTYPES} on a CPU only"
+    if not is_plain(output) or output.device.type != "cpu" or output.dtype not in loader.DTYPES:
+        return f"it supports tensors of {loader.DTYPES} on a CPU only"
     if not output.is_contiguous(memory_format=torch.channels_last) or output.numel() == 0:
         return "it supports dense maps in channels_last only"
     if loader.load() is None:

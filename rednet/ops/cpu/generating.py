@@ -79,7 +79,7 @@ def grad_generator(
 
 def unsupported_reason(problem: Problem) -> str | None:
     """Why the kernels cannot compute a problem, or should not; None if they can."""
-    if problem.dtype not in (torch.float64, torch.float32):
+    if problem.dtype not in loader.DTYPES:
         return "it generates weights of float64 and float32 only"
     if problem.output[0] * problem.output[1] < _LANES:
         return f"it generates weights of maps of {_LANES} pixels or more"

@@ -23,6 +23,8 @@ from rednet.ops.geometry import Geometry
 # then run. Elsewhere than on x86-64 there is but one.
 _BUILDS = {"AVX512": ("avx512", "avx2", "baseline"), "AVX2": ("avx2", "baseline")}
 _FOLDER = Path(__file__).parent
+# What sums are made in: the kernels that serve no others read and write maps as they are.
+DTYPES = (torch.float64, torch.float32)
 
 
 # The argument of involution's kernels, which src/involution.h has as nested structures, slow to

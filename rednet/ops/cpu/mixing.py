@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
 from rednet.ops.cpu import loader
 from rednet.ops.geometry import ceil_div
 
-DTYPES = (torch.float64, torch.float32)
 # How many numbers of each row are treated at a time: few enough for a small second-level cache.
 _PIECE = 2048
 

@@ -82,7 +82,7 @@ def _are_served(experts: Tensor, routing: Tensor, *others: Tensor) -> bool:
         not is_recorded()
         and all(map(is_plain, tensors))
         and all(each.dtype == experts.dtype and each.device.type == "cpu" for each in tensors)
-        and experts.dtype in compiled.DTYPES
+        and experts.dtype in loader.DTYPES
         and experts.stride(1) == 1
         and autocast_dtype("cpu") is None
         and loader.load() is not None

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
 from rednet.ops.autocast import autocast_dtype
@@ -13,7 +12,6 @@ from rednet.ops.expert_conv.forms import is_pointwise, layout
 from rednet.ops.expert_conv.problem import Window, output_size
 from rednet.ops.tracing import is_recorded
 
-_DTYPES = (torch.float64, torch.float32)
 # Kernels of as many times an image's numbers take longer to write, and to read, than to mix again.
 _LEAST_RATIO = 16
 # With fewer filters for each output pixel, unfolding the columns of large kernels takes longer.
@@ -43,7 +41,7 @@ def gains_by_products(
         not is_recorded()
         and all(map(is_plain, tensors))
         and all(each.dtype == input.dtype and each.device.type == "cpu" for each in tensors)
-        and input.dtype in _DTYPES
+        and input.dtype in loader.DTYPES
         and experts[0].is_contiguous()
         and autocast_dtype("cpu") is None
         and loader.load() is not None

@@ -9,7 +9,6 @@ from torch._subclasses import FakeTensorMode
 from torch.utils.flop_counter import FlopCounterMode
 
 from rednet.ops.cpu import loader
-from rednet.ops.cpu import mixing as compiled
 from rednet.ops.expert_conv import mixing
 from rednet.ops.expert_conv.mixing import mix, mix_gradients
 from tests.ops.cases import BUILD_NAMES, BUILDS
@@ -46,7 +45,7 @@ def _case(
     )
 
 
-@pytest.mark.parametrize("dtype", compiled.DTYPES, ids=str)
+@pytest.mark.parametrize("dtype", loader.DTYPES, ids=str)
 @pytest.mark.parametrize("size", SIZES, ids=str)
 def test_every_instruction_set_mixes(
     build: None, size: tuple[int, int, int], dtype: torch.dtype
@@ -59,7 +58,7 @@ def test_every_instruction_set_mixes(
 
 
 @pytest.mark.parametrize("adds", [False, True])
-@pytest.mark.parametrize("dtype", compiled.DTYPES, ids=str)
+@pytest.mark.parametrize("dtype", loader.DTYPES, ids=str)
 @pytest.mark.parametrize("size", SIZES, ids=str)
 def test_every_instruction_set_finds_the_gradients(
     build: None, size: tuple[int, int, int], dtype: torch.dtype, adds: bool
