@@ -152,7 +152,8 @@ def _normalized(
         output = torch.empty_like(input)
         finishing.finish(input, output, (mean, variance, weight, bias), 0.0, None, True)
         return output
-    return F.batch_norm(input, mean, variance, weight, bias, eps=0.0).relu_()
+    # F.batch_norm refuses an ``eps`` of 0 in some releases of PyTorch.
+    return torch.native_batch_norm(input, weight, bias, mean, variance, False, 0.0, 0.0)[0].relu_()
 
 
 # ---- tensors that are computed again where the graph has saved them

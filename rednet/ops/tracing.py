@@ -71,7 +71,13 @@ def is_exporting() -> bool:
     True for torch.jit.trace, torch.onnx.export and torch.export; before torch 2.7 torch.export
     cannot be told from torch.compile.
     """
-    return torch.jit.is_tracing() or (_is_exporting is not None and _is_exporting())
+    if torch.jit.is_tracing():
+        return True
+    # To torch.compile, is_exporting() is always true in some releases (2.10); the flag is not.
+    flag = getattr(torch.compiler, "_is_exporting_flag", None)
+    if flag is not None:
+        return flag
+    return _is_exporting is not None and _is_exporting()
 
 
 def is_only_compiled() -> bool:
