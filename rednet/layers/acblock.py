@@ -231,17 +231,13 @@ class ACBlock(ConvLayer):
 
         Returns:
             Its weight, (out_channels, in_channels / groups, Kh, Kw), and bias, (out_channels,).
+
+        Raises:
+            ArgumentError: If a branch has no batch norm with running statistics, or was given
+                another stride or dilation than the block's.
         """
         # Without strict zips and sums of tensors, which torch 2.1 cannot compile.
-        norms = {}
-        for name in self.branches:
-            norm = getattr(self, f"{name}_bn")
-            if not has_statistics(norm):
-                raise ArgumentError(
-                    f"{name}_bn of type {type(norm).__name__} cannot be merged: it is no batch "
-                    "norm with running statistics"
-                )
-            norms[name] = scale_and_shift(norm)
+        norms = {name: self._scale_and_shift(name) for name in self.branches}
         kernels = {name: getattr(self, f"{name}_conv").weight for name in self.branches}
         dtype = kernels[self.branches[0]].dtype
         bias = torch.stack([shift for _, shift in norms.values()]).sum(0)
@@ -253,6 +249,24 @@ class ACBlock(ConvLayer):
             middle = weight.narrow(side + 2, self.kernel_size[side] // 2, 1)
             middle.addcmul_(kernel.to(scale.dtype), scale)
         return weight.to(dtype), bias.to(dtype)
+
+    def _scale_and_shift(self, name: str) -> tuple[Tensor, Tensor]:
+        """What a branch multiplies its kernel by, and what it adds."""
+        convolution, norm = getattr(self, f"{name}_conv"), getattr(self, f"{name}_bn")
+        if not has_statistics(norm):
+            raise ArgumentError(
+                f"{name}_bn of type {type(norm).__name__} cannot be merged: it is no batch "
+                "norm with running statistics"
+            )
+        if self._slides_otherwise(convolution):
+            raise ArgumentError(
+                f"{name}_conv cannot be merged: it must have the block's stride {self.stride} and "
+                f"dilation {self.dilation}, got {convolution.stride} and {convolution.dilation}"
+            )
+        scale, shift = scale_and_shift(norm)
+        if convolution.bias is not None:
+            shift = torch.addcmul(shift, convolution.bias.to(scale.dtype), scale)
+        return scale, shift
 
     def plain(self) -> nn.Conv2d:
         """The deployed block as an ``nn.Conv2d``, whose keys are those of any convolution."""

@@ -120,7 +120,14 @@ def test_branches_that_were_changed_are_computed_as_they_are(changed: str) -> No
     image = torch.randn(2, 4, 9, 9)
     value = nn.Parameter(torch.randn(6)) if changed == "bias" else (2, 1)
     setattr(block.square_conv, changed, value)
-    assert_close(block(image), block.square_bn(block.square_conv(image)))
+    expected = block.square_bn(block.square_conv(image))
+    assert_close(block(image), expected)
+    if changed == "bias":
+        assert_close(block.switch_to_deploy()(image), expected)
+    else:
+        with pytest.raises(ArgumentError, match="square_conv cannot be merged.*got"):
+            block.switch_to_deploy()
+        assert_close(block(image), expected)
 
 
 def test_a_norm_with_a_hook_gives_the_same_sum() -> None:
