@@ -2,11 +2,12 @@
 
 Each of the three reads and writes a whole map, and the maps of a network do not stay in the cache.
 Where nothing can tell the difference, a compiled kernel does all of them at once, in the memory of
-the convolution's output; elsewhere the modules are called.
+the convolution's output, and a 1 x 1 convolution with them; elsewhere the modules are called.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -14,9 +15,10 @@ from mmcv.cnn import ConvModule
 from torch import Tensor, nn
 
 from rednet.layers.base import is_unmodified
+from rednet.ops.autocast import autocast_dtype
 from rednet.ops.checks import is_plain
-from rednet.ops.cpu import finishing
-from rednet.ops.tracing import is_recorded
+from rednet.ops.cpu import finishing, pointwise
+from rednet.ops.tracing import is_recorded, listed
 
 _Statistics = tuple[Tensor | None, Tensor | None, Tensor | None, Tensor | None]
 
@@ -50,15 +52,23 @@ def finish(
         addend: What is added before the activation, or None for nothing.
         makers: Types of convolutions whose output nobody else has, so that it may be overwritten.
     """
+    following = _following(norm, activation, addend)
+    if following is not None and _is_pointwise(convolution, input, following):
+        with listed("pointwise"):
+            return pointwise.convolve(
+                input, convolution.weight, convolution.bias, convolution.stride, following
+            )
     output = convolution(input)
-    statistics = _statistics(norm, output)
-    if statistics is None or not _fits(output, activation, addend):
+    if (
+        following is None
+        or finishing.unsupported_reason(output) is not None
+        or not _fits(following, output.dtype, output.shape)
+    ):
         output = output if norm is None else norm(output)
         output = output if addend is None else output + addend
         return output if activation is None else activation(output)
     result = output if is_unmodified(convolution, *makers) else torch.empty_like(output)
-    epsilon = getattr(norm, "eps", 0.0)
-    finishing.finish(output, result, statistics, epsilon, addend, activation is not None)
+    finishing.finish(output, result, following)
     return result
 
 
@@ -80,36 +90,51 @@ def is_plain_module(module: Any) -> bool:
     )
 
 
-def _statistics(norm: Any, output: Tensor) -> _Statistics | None:
-    """What the kernel needs to know of a norm; None where it is not one that only scales."""
-    if norm is None or is_unmodified(norm, nn.Identity):
-        return None, None, None, None
-    if not is_unmodified(norm, nn.BatchNorm2d) or norm.training:
-        return None
-    tensors = norm.running_mean, norm.running_var, norm.weight, norm.bias
-    if tensors[1] is None:
-        return None
-    dtype, shape = output.dtype, output.shape[1:2]
-    for each in tensors:
-        if each is not None and not (
-            is_plain(each)
-            and each.is_cpu
-            and each.dtype == dtype
-            and each.shape == shape
-            and each.is_contiguous()
-        ):
+def _following(
+    norm: Any, activation: nn.Module | None, addend: Tensor | None
+) -> finishing.Following | None:
+    """What the kernels need to know of what follows; None where they cannot do what it does."""
+    statistics: _Statistics = None, None, None, None
+    if norm is not None and not is_unmodified(norm, nn.Identity):
+        if not is_unmodified(norm, nn.BatchNorm2d) or norm.training or norm.running_var is None:
             return None
-    return tensors
+        statistics = norm.running_mean, norm.running_var, norm.weight, norm.bias
+    if activation is not None and not is_unmodified(activation, nn.ReLU):
+        return None
+    epsilon = getattr(norm, "eps", 0.0)
+    return finishing.Following(statistics, epsilon, addend, activation is not None)
 
 
-def _fits(output: Tensor, activation: nn.Module | None, addend: Tensor | None) -> bool:
-    return (
-        (activation is None or is_unmodified(activation, nn.ReLU))
-        and finishing.unsupported_reason(output) is None
-        and (
-            addend is None
-            or addend.dtype == output.dtype
-            and addend.shape == output.shape
-            and finishing.unsupported_reason(addend) is None
-        )
+def _fits(following: finishing.Following, dtype: torch.dtype, shape: Sequence[int]) -> bool:
+    """Whether its tensors are as the kernels need them for an output of this dtype and shape."""
+    addend = following.addend
+    if addend is not None and not (
+        addend.dtype == dtype
+        and addend.shape == shape
+        and finishing.unsupported_reason(addend) is None
+    ):
+        return False
+    return all(
+        each is None
+        or is_plain(each)
+        and each.is_cpu
+        and each.dtype == dtype
+        and each.shape == shape[1:2]
+        and each.is_contiguous()
+        for each in following.statistics
     )
+
+
+def _is_pointwise(convolution: Any, input: Tensor, following: finishing.Following) -> bool:
+    """Whether one kernel may convolve and do what follows."""
+    if not (
+        is_unmodified(convolution, nn.Conv2d)
+        and convolution.kernel_size == (1, 1)
+        and convolution.padding == (0, 0)
+        and autocast_dtype("cpu") is None
+    ):
+        return False
+    weight, bias, stride = convolution.weight, convolution.bias, convolution.stride
+    if pointwise.unsupported_reason(input, weight, bias) is not None:
+        return False
+    return _fits(following, input.dtype, pointwise.output_shape(input, weight, stride))

@@ -11,7 +11,6 @@ list it.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
 from typing import Any, NamedTuple
 
 import torch
@@ -24,7 +23,7 @@ from rednet.ops.checks import check_dtypes, check_generator, is_plain
 from rednet.ops.geometry import Geometry, IntOrPair, pair
 from rednet.ops.involution import involution2d
 from rednet.ops.torch_library import allocate, define, stacked, vmap_rule
-from rednet.ops.tracing import is_batched, is_compiling, is_profiled, is_recorded
+from rednet.ops.tracing import is_batched, is_compiling, is_profiled, is_recorded, listed
 
 
 def generating_involution2d(
@@ -153,7 +152,7 @@ class _Backward(NamedTuple):
         size = call.input.shape[2], call.input.shape[3]
         if generate := self._fused("generate_grad_input"):
             grad_input = allocate(grad, call.input.shape[1], size)
-            with _listed("generate_grad_input"):
+            with listed("generate_grad_input"):
                 generate(grad, call.reduced, call.matrix, call.bias, grad_input, call.geometry)
             return grad_input
         window = call.geometry[1:]
@@ -163,7 +162,7 @@ class _Backward(NamedTuple):
         """The gradients of ``reduced``, ``matrix`` and bias, None where they are not needed."""
         grad, call = self
         if differentiate := self._fused("grad_generator"):
-            with _listed("grad_generator"):
+            with listed("grad_generator"):
                 gradients = differentiate(
                     grad, call.input, call.reduced, call.matrix, call.geometry
                 )
@@ -185,13 +184,6 @@ class _Backward(NamedTuple):
         # Hooks of saved tensors may have put others in their places.
         given = (each for each in (self.grad, *self.call[:4]) if each is not None)
         return self.call.select_fused(operation) if all(map(is_plain, given)) else None
-
-
-def _listed(operation: str) -> AbstractContextManager[Any]:
-    """Has a profiler list what runs inside, which is no operator of PyTorch."""
-    if not is_profiled():
-        return nullcontext()
-    return torch.profiler.record_function(f"rednet::{operation}")
 
 
 def _generator_gradients(

@@ -12,7 +12,7 @@ from __future__ import annotations
 import importlib
 import inspect
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from contextvars import ContextVar
 from functools import cache
 from typing import Any
@@ -114,6 +114,13 @@ def is_dispatched() -> bool:
 def is_profiled() -> bool:
     """Whether a profiler lists the operators that run."""
     return _profiler_enabled is None or _profiler_enabled()
+
+
+def listed(operation: str) -> AbstractContextManager[Any]:
+    """Has a profiler list what runs inside, which is no operator of PyTorch."""
+    if not is_profiled():
+        return nullcontext()
+    return torch.profiler.record_function(f"rednet::{operation}")
 
 
 def is_recorded() -> bool:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
 from torch import Tensor
 
@@ -20,27 +22,37 @@ def unsupported_reason(output: Tensor) -> str | None:
     return None
 
 
-def finish(
-    input: Tensor,
-    output: Tensor,
-    statistics: tuple[Tensor | None, Tensor | None, Tensor | None, Tensor | None],
-    epsilon: float,
-    addend: Tensor | None,
-    rectifies: bool,
-) -> None:
-    """Fills ``output`` with the norm of ``input`` plus ``addend``, at least 0 if it ``rectifies``.
+class Following(NamedTuple):
+    """What follows a convolution.
 
-    Args:
-        input: Shape (N, C, H, W), dense in channels_last, as ``output`` and ``addend`` are.
-        output: Where results go; may be ``input``.
+    Attributes:
         statistics: Mean, variance, weight and bias of the norm, (C,); None for 0, 1, 1 and 0.
         epsilon: What is added to the variance; 0 without a norm.
-        addend: What is added to the norm's output.
-        rectifies: Whether a ReLU follows.
+        addend: What is added to the norm's output, a map that is dense in channels_last, or None.
+        rectifies: Whether a ReLU ends it.
     """
-    batch, channels, height, width = input.shape
-    maps = input, output, addend, *statistics
-    # A list: this runs some fifty times for an image.
-    addresses = [None if each is None else each.data_ptr() for each in maps]
-    map = loader.Finishing(batch * height * width, channels, *addresses, epsilon, rectifies)
-    loader.call("finish", input.dtype, map)
+
+    statistics: tuple[Tensor | None, Tensor | None, Tensor | None, Tensor | None]
+    epsilon: float
+    addend: Tensor | None
+    rectifies: bool
+
+    def describe(self, input: Tensor, output: Tensor) -> loader.Finishing:
+        """The kernels' argument for an output of (N, C, H, W)."""
+        batch, channels, height, width = output.shape
+        maps = input, output, self.addend, *self.statistics
+        # A list: this runs some fifty times for an image.
+        addresses = [None if each is None else each.data_ptr() for each in maps]
+        pixels = batch * height * width
+        return loader.Finishing(pixels, channels, *addresses, self.epsilon, self.rectifies)
+
+
+def finish(input: Tensor, output: Tensor, following: Following) -> None:
+    """Fills ``output`` with what follows ``input``.
+
+    Args:
+        input: Shape (N, C, H, W), dense in channels_last, as ``output`` is.
+        output: Where results go; may be ``input``.
+        following: What follows.
+    """
+    loader.call("finish", input.dtype, following.describe(input, output))

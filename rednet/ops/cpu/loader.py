@@ -158,6 +158,17 @@ class Finishing(ctypes.Structure):
     ]
 
 
+class PointwiseConvolution(ctypes.Structure):
+    """The argument of the kernel of 1 x 1 convolutions; src/pointwise.h has the same structure."""
+
+    _fields_ = [
+        ("finishing", Finishing),
+        *((name, ctypes.c_void_p) for name in ("filters", "bias")),
+        *((name, ctypes.c_int64) for name in ("channels", "rows", "columns")),
+        *((name, ctypes.c_int64) for name in ("image_step", "row_step", "column_step")),
+    ]
+
+
 class NormGradient(ctypes.Structure):
     """The argument of the kernels of a norm's gradient; src/norm_gradient.h has the same."""
 
@@ -209,6 +220,16 @@ def load() -> ctypes.CDLL | None:
         stacklevel=2,
     )
     return None
+
+
+@functools.cache
+def multiplies_fast() -> bool:
+    """Whether the loaded kernels were built for a processor that multiplies and adds in one.
+
+    Without, their products of large matrices are slower than PyTorch's.
+    """
+    library = load()
+    return library is not None and "baseline" not in Path(library._name).name
 
 
 def _candidates() -> list[Path]:

@@ -7,3 +7,4 @@
 #include "involution.h"
 #include "mixing.h"
 #include "norm_gradient.h"
+#include "pointwise.h"

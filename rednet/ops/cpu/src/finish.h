@@ -27,6 +27,40 @@ struct Finishing {
   int64_t multiply_adds() const { return pixels * channels; }
 };
 
+// What a norm makes of a channel's numbers: they times a scale plus a shift.
+template <typename Number>
+void find_scale(const Finishing& map, int64_t channel, Number& scale, Number& shift) {
+  const auto entry = [&](const void* numbers, Number absent) {
+    return numbers ? static_cast<const Number*>(numbers)[channel] : absent;
+  };
+  scale = entry(map.weight, 1) / std::sqrt(entry(map.variance, 1) + Number(map.epsilon));
+  shift = entry(map.bias, 0) - entry(map.mean, 0) * scale;
+}
+
+// No number of a finished map is less.
+template <typename Number>
+Number least(const Finishing& map) {
+  return map.rectifies ? 0 : -std::numeric_limits<Number>::infinity();
+}
+
+// Finishes numbers that lie side by side, each with a scale and a shift of its own.
+template <bool adds, typename Number>
+void finish_numbers(const Number* from, const Number* scale, const Number* shift,
+                    const Number* added, Number least, int64_t count, Number* to) {
+  constexpr int64_t lanes = kLanes<Number>;
+  const Vector<Number> lower = least - Vector<Number>{};
+  int64_t i = 0;
+  for (; i + lanes <= count; i += lanes) {
+    Vector<Number> number = read(from + i) * read(scale + i) + read(shift + i);
+    if (adds) number += read(added + i);
+    write(to + i, number < lower ? lower : number);  // NaN stays
+  }
+  for (; i < count; ++i) {
+    const Number number = from[i] * scale[i] + shift[i] + (adds ? added[i] : 0);
+    to[i] = number < least ? least : number;
+  }
+}
+
 template <typename Number>
 class Finish {
   static constexpr int64_t lanes = kLanes<Number>;
@@ -47,7 +81,7 @@ class Finish {
 
   void run(int64_t index, Number* scratch) const {
     Number *scale = scratch, *shift = scratch + period_;
-    find_scale(scale, shift);
+    repeat_scale(scale, shift);
     const int64_t end = smaller((index + 1) * block_, map_.pixels * map_.channels);
     for (int64_t first = index * block_; first < end; first += period_) {
       const int64_t count = smaller(period_, end - first);
@@ -61,16 +95,8 @@ class Finish {
  private:
   static int64_t common_divisor(int64_t a, int64_t b) { return b ? common_divisor(b, a % b) : a; }
 
-  static Number entry(const void* numbers, int64_t index, Number absent) {
-    return numbers ? static_cast<const Number*>(numbers)[index] : absent;
-  }
-
-  void find_scale(Number* scale, Number* shift) const {
-    for (int64_t c = 0; c < map_.channels; ++c) {
-      const Number deviation = std::sqrt(entry(map_.variance, c, 1) + Number(map_.epsilon));
-      scale[c] = entry(map_.weight, c, 1) / deviation;
-      shift[c] = entry(map_.bias, c, 0) - entry(map_.mean, c, 0) * scale[c];
-    }
+  void repeat_scale(Number* scale, Number* shift) const {
+    for (int64_t c = 0; c < map_.channels; ++c) find_scale(map_, c, scale[c], shift[c]);
     for (int64_t i = map_.channels; i < period_; ++i) {
       scale[i] = scale[i - map_.channels];
       shift[i] = shift[i - map_.channels];
@@ -79,21 +105,10 @@ class Finish {
 
   template <bool adds>
   void finish(const Number* scale, const Number* shift, int64_t first, int64_t count) const {
-    const Number* from = static_cast<const Number*>(map_.from) + first;
-    const Number* added = static_cast<const Number*>(map_.added) + (adds ? first : 0);
-    Number* to = static_cast<Number*>(map_.to) + first;
-    const Number least = map_.rectifies ? 0 : -std::numeric_limits<Number>::infinity();
-    const Vector<Number> lower = least - Vector<Number>{};
-    int64_t i = 0;
-    for (; i + lanes <= count; i += lanes) {
-      Vector<Number> number = read(from + i) * read(scale + i) + read(shift + i);
-      if (adds) number += read(added + i);
-      write(to + i, number < lower ? lower : number);  // NaN stays
-    }
-    for (; i < count; ++i) {
-      const Number number = from[i] * scale[i] + shift[i] + (adds ? added[i] : 0);
-      to[i] = number < least ? least : number;
-    }
+    const Number* added = static_cast<const Number*>(map_.added);
+    finish_numbers<adds>(static_cast<const Number*>(map_.from) + first, scale, shift,
+                         adds ? added + first : nullptr, least<Number>(map_), count,
+                         static_cast<Number*>(map_.to) + first);
   }
 
   const Finishing& map_;
