@@ -5,7 +5,8 @@
 #pragma once
 
 #include "finish.h"
-#include "product.h"
+#include "operations.h"
+#include "vectors.h"
 
 namespace rednet {
 
@@ -31,7 +32,6 @@ class Pointwise {
   static constexpr int kPixels = 6, kVectors = 2;
 #endif
   static constexpr int64_t kWidth = kVectors * lanes;
-  static constexpr int64_t kChunk = 4 * kPixels;      // that each panel is multiplied by in turn
   static constexpr int64_t kTaskPixels = 512;         // enough to make up for the transposition
   static constexpr int64_t kPanelBytes = 256 * 1024;  // a part of a second-level cache
   static constexpr int64_t kTasksPerThread = 4;
@@ -63,14 +63,14 @@ class Pointwise {
   int64_t tasks() const { return pixel_blocks_ * ceil_div(filters_, filter_block_); }
 
   int64_t scratch() const {
-    return filter_block_ * (channels_ + 2 + kChunk) + (is_dense_ ? 0 : kChunk * channels_);
+    return filter_block_ * (channels_ + 2 + kPixels) + (is_dense_ ? 0 : kPixels * channels_);
   }
 
   void run(int64_t index, Number* scratch) const {
     const int64_t filter = index / pixel_blocks_ * filter_block_;
     const int64_t filters = smaller(filter_block_, filters_ - filter);
     Number *scale = scratch, *shift = scale + filter_block_, *panels = shift + filter_block_;
-    Number *sums = panels + filter_block_ * channels_, *copy = sums + filter_block_ * kChunk;
+    Number *sums = panels + filter_block_ * channels_, *copy = sums + filter_block_ * kPixels;
     prepare_scale(filter, filters, scale, shift);
     in_panels(filters, [&](int64_t vectors, int64_t f) {
       for (int64_t v = 0; v < vectors; ++v)
@@ -78,16 +78,22 @@ class Pointwise {
                           panels + f * channels_ + v * lanes);
     });
     const int64_t first = index % pixel_blocks_ * pixel_block_;
-    const int64_t end = smaller(first + pixel_block_, pixels_);
-    for (int64_t pixel = first; pixel < end; pixel += kChunk) {
-      const int64_t count = smaller(kChunk, end - pixel);
-      const Number* from = is_dense_ ? pixel_at(pixel) : copy_pixels(pixel, count, copy);
+    const int64_t count = smaller(pixel_block_, pixels_ - first);
+    const int64_t tiles = ceil_div(count, kPixels);
+    for (int64_t tile = 0; tile < tiles; ++tile) {
+      // As even as can be: a tile of few pixels takes almost as long as one of many.
+      const int64_t begin = first + count * tile / tiles, end = first + count * (tile + 1) / tiles;
+      const Number* from = is_dense_ ? pixel_at(begin) : copy_pixels(begin, end, copy);
       in_panels(filters, [&](auto vectors, int64_t f) {
-        fetch(pixel, count, filter + f);
-        multiply_chunk<vectors()>(from, count, panels + f * channels_, sums + f);
+        fetch(begin, end, filter + f);
+        const Number* panel = panels + f * channels_;
+        in_blocks_and_rest<kPixels>(end - begin, [&](auto pixels, int64_t pixel) {
+          multiply<pixels(), vectors()>(from + pixel * channels_, panel, sums + f);
+        });
       });
-      for (int64_t p = 0; p < count; ++p)
-        finish(sums + p * filter_block_, scale, shift, filters, (pixel + p) * filters_ + filter);
+      for (int64_t pixel = begin; pixel < end; ++pixel)
+        finish(sums + (pixel - begin) * filter_block_, scale, shift, filters,
+               pixel * filters_ + filter);
     }
   }
 
@@ -134,30 +140,46 @@ class Pointwise {
   }
 
   // Fetches the lines that a panel's sums will be added to and written to.
-  void fetch(int64_t pixel, int64_t count, int64_t filter) const {
+  void fetch(int64_t first, int64_t end, int64_t filter) const {
     const Number* added = static_cast<const Number*>(problem_.finishing.added);
     Number* to = static_cast<Number*>(problem_.finishing.to);
-    for (int64_t p = 0; p < count; ++p) {
-      const int64_t at = (pixel + p) * filters_ + filter;
+    for (int64_t pixel = first; pixel < end; ++pixel) {
+      const int64_t at = pixel * filters_ + filter;
       __builtin_prefetch(to + at, 1, 2);
       if (added) __builtin_prefetch(added + at, 0, 2);
     }
   }
 
-  const Number* copy_pixels(int64_t pixel, int64_t count, Number* to) const {
-    for (int64_t p = 0; p < count; ++p)
-      std::memcpy(to + p * channels_, pixel_at(pixel + p), channels_ * sizeof(Number));
+  const Number* copy_pixels(int64_t first, int64_t end, Number* to) const {
+    for (int64_t pixel = first; pixel < end; ++pixel)
+      std::memcpy(to + (pixel - first) * channels_, pixel_at(pixel), channels_ * sizeof(Number));
     return to;
   }
 
-  template <int vectors>
-  void multiply_chunk(const Number* from, int64_t count, const Number* panel, Number* sums) const {
-    const Product<Number> product = {from, channels_,     1,        panel, vectors * lanes,
-                                     sums, filter_block_, channels_};
-    in_blocks_and_rest<kPixels>(count, [&](auto pixels, int64_t pixel) {
-      rednet::multiply<pixels(), vectors>(product, pixel, 0,
-                                          [](int64_t, int64_t) { return Vector<Number>{}; });
-    });
+  // Multiplies some pixels by a panel.
+  template <int pixels, int vectors>
+  void multiply(const Number* from, const Number* panel, Number* sums) const {
+    Vector<Number> total[pixels][vectors] = {};
+    const Number* left[pixels];
+#pragma GCC unroll 16
+    for (int p = 0; p < pixels; ++p) left[p] = from + p * channels_;
+#pragma GCC unroll 4
+    for (int64_t c = 0; c < channels_; ++c) {
+      Vector<Number> factors[vectors];
+#pragma GCC unroll 16
+      for (int v = 0; v < vectors; ++v) factors[v] = read(panel + (c * vectors + v) * lanes);
+#pragma GCC unroll 16
+      for (int p = 0; p < pixels; ++p) {
+        const Vector<Number> factor = left[p][c] - Vector<Number>{};
+#pragma GCC unroll 16
+        for (int v = 0; v < vectors; ++v) total[p][v] += factor * factors[v];
+      }
+    }
+#pragma GCC unroll 16
+    for (int p = 0; p < pixels; ++p) {
+#pragma GCC unroll 16
+      for (int v = 0; v < vectors; ++v) write(sums + p * filter_block_ + v * lanes, total[p][v]);
+    }
   }
 
   void finish(const Number* sums, const Number* scale, const Number* shift, int64_t count,

@@ -42,6 +42,7 @@ inline void multiply(const Product<Number>& product, int64_t row, int64_t x,
   for (int r = 0; r < rows; ++r) left[r] = product.left + (row + r) * product.left_row;
   const Number* right = product.right + x;
   ptrdiff_t column = 0;
+#pragma GCC unroll 2
   for (int64_t i = 0; i < product.count;
        ++i, column += product.left_column, right += product.right_row) {
     Vector<Number> factors[vectors];
