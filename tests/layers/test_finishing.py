@@ -1,8 +1,10 @@
 from __future__ import annotations
 
+import copy
 import ctypes
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -15,7 +17,7 @@ from rednet.layers import Involution2d
 from rednet.layers.finishing import finish, finish_module, may_finish
 from rednet.models.bottleneck import Bottleneck
 from rednet.models.rednet import _pooled_stem
-from rednet.ops.cpu import finishing, loader
+from rednet.ops.cpu import loader, pointwise
 from tests.ops.cases import BUILD_NAMES, BUILDS
 
 Finished = Callable[[], int]
@@ -38,12 +40,16 @@ def _map(channels: int, dtype: torch.dtype = torch.float32) -> Tensor:
 
 @pytest.fixture
 def finished(monkeypatch: pytest.MonkeyPatch) -> Finished:
-    """Counts the maps that the kernel has finished."""
-    calls = []
-    kernel = finishing.finish
-    monkeypatch.setattr(
-        finishing, "finish", lambda *arguments: (calls.append(1), kernel(*arguments))
-    )
+    """Counts the maps that a kernel has finished, after a convolution or together with it."""
+    calls: list[str] = []
+    call = loader.call
+
+    def count(name: str, *arguments: Any) -> None:
+        if name in ("finish", "pointwise"):
+            calls.append(name)
+        call(name, *arguments)
+
+    monkeypatch.setattr(loader, "call", count)
     return lambda: len(calls)
 
 
@@ -235,3 +241,112 @@ def test_generators_of_another_kind(name: str) -> None:
     expected = layer.eval()(map)
     with torch.no_grad():
         torch.testing.assert_close(layer(map), expected)
+
+
+@pytest.fixture
+def convolved(monkeypatch: pytest.MonkeyPatch) -> Finished:
+    """Counts the 1 x 1 convolutions that the kernel has computed."""
+    calls = []
+    kernel = pointwise.convolve
+    monkeypatch.setattr(
+        pointwise, "convolve", lambda *operands: (calls.append(1), kernel(*operands))[1]
+    )
+    return lambda: len(calls)
+
+
+needs_products = pytest.mark.skipif(
+    not loader.multiplies_fast(), reason="PyTorch's 1 x 1 convolutions are faster here"
+)
+
+
+@needs_products
+@pytest.mark.parametrize("stride", [1, 2])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+def test_a_block_of_products(stride: int, dtype: torch.dtype, convolved: Finished) -> None:
+    block, map = _bottleneck(stride=stride).to(dtype), _map(64, dtype)
+    expected = copy.deepcopy(block).double()(map.double())
+    with torch.no_grad():
+        torch.testing.assert_close(block(map), expected.to(dtype))
+    # The involution's is one of them.
+    assert convolved() == 3 + (stride == 2)
+
+
+@needs_products
+@pytest.mark.parametrize(
+    "convolution",
+    [
+        nn.Conv2d(16, 16, 1),
+        nn.Conv2d(16, 40, 1, stride=(2, 3), bias=False),
+        nn.Conv2d(16, 16, 1, dilation=2, padding_mode="circular"),
+    ],
+    ids=str,
+)
+def test_convolutions_that_are_products(convolution: nn.Conv2d, convolved: Finished) -> None:
+    map, norm = _map(16), _used(nn.BatchNorm2d(convolution.out_channels))
+    with torch.no_grad():
+        expected = norm(convolution(map)).relu()
+        torch.testing.assert_close(finish(convolution, map, norm, nn.ReLU()), expected)
+    assert convolved() == 1
+
+
+@pytest.mark.parametrize(
+    "convolution",
+    [
+        nn.Conv2d(16, 16, 1, padding=1),
+        nn.Conv2d(16, 16, 1, padding="same"),
+        nn.Conv2d(16, 16, 1, groups=2),
+        nn.Conv2d(16, 16, (1, 3)),
+        nn.utils.parametrizations.weight_norm(nn.Conv2d(16, 16, 1)),
+    ],
+    ids=str,
+)
+def test_other_convolutions_are_called(convolution: nn.Module, convolved: Finished) -> None:
+    map, norm = _map(16), _used(nn.BatchNorm2d(16))
+    with torch.no_grad():
+        expected = norm(convolution(map)).relu()
+        torch.testing.assert_close(finish(convolution, map, norm, nn.ReLU()), expected)
+    assert convolved() == 0
+
+
+def test_a_convolution_of_other_channels_is_refused() -> None:
+    with torch.no_grad(), pytest.raises(RuntimeError, match="channels"):
+        finish(nn.Conv2d(8, 16, 1), _map(16), None, None)
+
+
+def test_norms_and_addends_of_other_shapes_are_not_read() -> None:
+    map, convolution = _map(16), nn.Conv2d(16, 16, 1)
+    with torch.no_grad():
+        with pytest.raises(RuntimeError):
+            finish(convolution, map, nn.BatchNorm2d(8).eval(), nn.ReLU())
+        expected = convolution(map) + map[:1]
+        torch.testing.assert_close(finish(convolution, map, None, None, map[:1]), expected)
+
+
+@needs_products
+def test_weights_that_change(convolved: Finished) -> None:
+    map, convolution, other = _map(16), nn.Conv2d(16, 16, 1), nn.Conv2d(16, 16, 1)
+    with torch.no_grad():
+        finish(convolution, map, None, nn.ReLU())
+        convolution.load_state_dict(other.state_dict())
+        output = finish(convolution, map, None, nn.ReLU())
+        torch.testing.assert_close(output, other(map).relu())
+        convolution.weight.mul_(2)
+        output = finish(copy.deepcopy(convolution), map, None, None)
+        torch.testing.assert_close(output, convolution(map))
+    assert convolved() == 3
+
+
+def test_products_under_autocast(convolved: Finished) -> None:
+    map, convolution = _map(16), nn.Conv2d(16, 16, 1)
+    with torch.no_grad(), torch.autocast("cpu", dtype=torch.bfloat16):
+        output = finish(convolution, map, None, nn.ReLU())
+        assert torch.equal(output, convolution(map).relu())
+    assert convolved() == 0
+
+
+@needs_products
+def test_a_profile_lists_products() -> None:
+    map, convolution = _map(16), nn.Conv2d(16, 16, 1)
+    with torch.no_grad(), torch.profiler.profile() as profile:
+        finish(convolution, map, None, nn.ReLU())
+    assert "rednet::pointwise" in {event.key for event in profile.key_averages()}
