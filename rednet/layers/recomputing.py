@@ -150,7 +150,8 @@ def _normalized(
     variance = deviation.pow(-2)
     if finishing.unsupported_reason(input) is None and weight.dtype == input.dtype:
         output = torch.empty_like(input)
-        finishing.finish(input, output, (mean, variance, weight, bias), 0.0, None, True)
+        following = finishing.Following((mean, variance, weight, bias), 0.0, None, True)
+        finishing.finish(input, output, following)
         return output
     # F.batch_norm refuses an ``eps`` of 0 in some releases of PyTorch.
     return torch.native_batch_norm(input, weight, bias, mean, variance, False, 0.0, 0.0)[0].relu_()

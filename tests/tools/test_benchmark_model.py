@@ -36,6 +36,14 @@ def test_time_and_memory_of_a_model(
     assert (row["saved_bytes"] or 0) > 0 if mode else row["saved_bytes"] is None
 
 
+def test_batch_norms_are_folded(capsys: pytest.CaptureFixture[str]) -> None:
+    peer = "torchvision.models:resnet18"
+    assert benchmark(CLASSIFIER, "--peer", peer, "--deploy") == 0
+    assert "inference, plain, deployed, " in capsys.readouterr().out
+    with pytest.raises(SystemExit):
+        benchmark(CLASSIFIER, "--deploy", "--train")
+
+
 def test_several_models_are_compared_with_the_first(capsys: pytest.CaptureFixture[str]) -> None:
     assert benchmark(DETECTOR, str(ROOT / "configs/demo/faster-rcnn_resnet18_digits.py")) == 0
     first, second = capsys.readouterr().out.strip().splitlines()[-2:]

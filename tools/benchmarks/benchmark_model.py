@@ -9,6 +9,7 @@ Linux without one. Saved are the activations that a training step keeps for its 
 With --plain, or a --peer, a step has no preprocessing or postprocessing: a classifier's scores of
 float images that are on the device, with --train cross entropy, backward and SGD with momentum.
 With --onnx, the models are exported, and ONNX Runtime gives the scores on the CPU.
+With --deploy, their batch norms are folded into the convolutions first.
 
     python tools/benchmarks/benchmark_model.py configs/rednet50_imagenet.py \
         --peer torchvision.models:resnet50 --batch-size 8 --threads 2
@@ -57,6 +58,7 @@ from rednet.cli.command import run
 from rednet.cli.config import read_config
 from rednet.cli.model import build_model, image_channels, scope_of
 from rednet.cli.random_batch import random_batch
+from rednet.deploy import switch_to_deploy
 from rednet.deploy.onnx import export_onnx, open_session, random_images
 from rednet.errors import UserError
 
@@ -111,6 +113,11 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         help="torch.compile in this mode, of classifiers without pre- and postprocessing",
     )
     parser.add_argument("--train", action="store_true", help="time training steps")
+    parser.add_argument(
+        "--deploy",
+        action="store_true",
+        help="in the form of switch_to_deploy.py: batch norms are folded into convolutions",
+    )
     parser.add_argument("--amp", action="store_true", help="float16 on a GPU, bfloat16 on a CPU")
     parser.add_argument(
         "--batch-size", type=positive, default=1, help="images in a batch (%(default)s)"
@@ -146,6 +153,8 @@ def _check(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
         parser.error("expected a config or a --peer")
     if args.compile and not (args.plain or args.peer):
         parser.error("--compile goes with --plain or a --peer")
+    if args.deploy and args.train:
+        parser.error("--deploy is for inference")
     eager = not (args.train or args.amp or args.channels_last or args.compile)
     if args.onnx and not (eager and args.device.type == "cpu"):
         parser.error("--onnx times inference in float32, contiguous, on the CPU")
@@ -240,6 +249,8 @@ def _scores_of_onnx(model: nn.Module, args: argparse.Namespace) -> Action:
 
 
 def _placed(model: nn.Module, args: argparse.Namespace) -> nn.Module:
+    if args.deploy:
+        model = switch_to_deploy(model)
     model = model.to(args.device).train(args.train)
     layout = torch.channels_last if args.channels_last else torch.preserve_format
     return model.to(memory_format=layout)
@@ -283,6 +294,7 @@ def _what(args: argparse.Namespace) -> str:
     words = [
         "training step" if args.train else "inference",
         *(["plain"] if args.plain else []),
+        *(["deployed"] if args.deploy else []),
         *([f"compiled ({args.compile})"] if args.compile else []),
         *(["ONNX Runtime"] if args.onnx else []),
         *(["custom operator"] if args.custom_operator else []),

@@ -7,7 +7,8 @@ from torch import Tensor
 
 from rednet.ops.checks import is_plain
 from rednet.ops.cpu import loader
-from rednet.ops.cpu.finishing import Following, unsupported_reason as unfinished_reason
+from rednet.ops.cpu.finishing import Following
+from rednet.ops.cpu.finishing import unsupported_reason as unfinished_reason
 from rednet.ops.geometry import Pair
 
 
