@@ -12,6 +12,7 @@ from mmengine.runner import load_checkpoint
 from torch import nn
 
 from rednet.cli.failures import setting_up
+from rednet.cli.nms_keys import check_nms_keys
 from rednet.cli.preflight import check_pretrained, check_scope
 from rednet.cli.unread_keys import check_unread_keys
 from rednet.errors import UserError
@@ -33,6 +34,7 @@ def build_model(config: Config) -> nn.Module:
         init_default_scope(scope or "mmengine")
         check_pretrained(config)
         check_unread_keys(config, scope, parts=("model",))
+        check_nms_keys(config, scope)
         return MODELS.build(config.model)
 
 

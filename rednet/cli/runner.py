@@ -17,6 +17,7 @@ from rednet.checkpoint.reading import require_weights_only
 from rednet.cli.config import check_numbers, import_rednet
 from rednet.cli.config_keys import LOADERS
 from rednet.cli.model import require_model
+from rednet.cli.nms_keys import check_nms_keys
 from rednet.cli.paths import check_output
 from rednet.cli.preflight import check_scope
 from rednet.cli.unread_keys import check_unread_keys
@@ -32,6 +33,7 @@ def set_up_run(config: Config, arguments: argparse.Namespace) -> None:
     check_scope(config.get("default_scope"))
     check_numbers(config)
     check_unread_keys(config, config.get("default_scope"))
+    check_nms_keys(config, config.get("default_scope"))
     config.launcher = arguments.launcher
     if arguments.work_dir == "":
         raise UserError("--work-dir must name a folder, got ''")

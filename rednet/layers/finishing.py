@@ -34,7 +34,7 @@ def may_finish(input: Tensor) -> bool:
 
 
 def finish(
-    convolution: nn.Module,
+    convolution: Any,
     input: Tensor,
     norm: nn.Module | None,
     activation: nn.Module | None,

@@ -20,6 +20,7 @@ import rednet  # noqa: F401
 from rednet.cli import unread_keys
 from rednet.cli.config import check_fields, check_numbers
 from rednet.cli.model import scope_of
+from rednet.cli.nms_keys import check_nms_keys
 from rednet.errors import UserError
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -54,6 +55,7 @@ def refusals(config: Config) -> Iterator[str]:
         check_fields,
         check_numbers,
         lambda config: unread_keys.check_unread_keys(config, scope),
+        lambda config: check_nms_keys(config, scope),
     ):
         try:
             check(config)
