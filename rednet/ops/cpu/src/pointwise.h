@@ -1,7 +1,7 @@
 // A 1 x 1 convolution of maps in channels_last and what follows it, in one pass: docs/cpu_kernel.md explains the design.
 //
 // It is a product of matrices, pixels x channels and channels x filters. A task transposes a block of filters into
-// panels, as wide as some vectors, and multiplies some pixels by them.
+// panels, as wide as some vectors, and multiplies some pixels by them, a few at a time.
 #pragma once
 
 #include "finish.h"
@@ -17,8 +17,8 @@ struct PointwiseConvolution {
   const void* bias;     // (finishing.channels,), or null
   int64_t channels;
   int64_t rows, columns;  // of the output
-  int64_t image_step, row_step,
-      column_step;  // of the input, from what is one pixel of the output to the next
+  // Of the input, between what is one pixel of the output and the next.
+  int64_t image_step, row_step, column_step;
 
   int64_t multiply_adds() const { return finishing.pixels * finishing.channels * channels; }
 };
@@ -87,8 +87,8 @@ class Pointwise {
       in_panels(filters, [&](auto vectors, int64_t f) {
         fetch(begin, end, filter + f);
         const Number* panel = panels + f * channels_;
-        in_blocks_and_rest<kPixels>(end - begin, [&](auto pixels, int64_t pixel) {
-          multiply<pixels(), vectors()>(from + pixel * channels_, panel, sums + f);
+        in_blocks_and_rest<kPixels>(end - begin, [&](auto pixels, int64_t) {
+          multiply<pixels(), vectors()>(from, panel, sums + f);
         });
       });
       for (int64_t pixel = begin; pixel < end; ++pixel)
