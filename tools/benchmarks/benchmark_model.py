@@ -106,19 +106,7 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         help="SOURCE is a .py file or a module, NAME in it makes a classifier without arguments; "
         "may be repeated",
     )
-    parser.add_argument("--plain", action="store_true", help="no pre- or postprocessing")
-    parser.add_argument(
-        "--compile",
-        choices=("default", "reduce-overhead", "max-autotune"),
-        help="torch.compile in this mode, of classifiers without pre- and postprocessing",
-    )
-    parser.add_argument("--train", action="store_true", help="time training steps")
-    parser.add_argument(
-        "--deploy",
-        action="store_true",
-        help="in the form of switch_to_deploy.py: batch norms are folded into convolutions",
-    )
-    parser.add_argument("--amp", action="store_true", help="float16 on a GPU, bfloat16 on a CPU")
+    _add_form_options(parser)
     parser.add_argument(
         "--batch-size", type=positive, default=1, help="images in a batch (%(default)s)"
     )
@@ -137,6 +125,22 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     _check(parser, args)
     args.plain |= bool(args.peer) or args.onnx
     return args
+
+
+def _add_form_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--plain", action="store_true", help="no pre- or postprocessing")
+    parser.add_argument(
+        "--compile",
+        choices=("default", "reduce-overhead", "max-autotune"),
+        help="torch.compile in this mode, of classifiers without pre- and postprocessing",
+    )
+    parser.add_argument("--train", action="store_true", help="time training steps")
+    parser.add_argument(
+        "--deploy",
+        action="store_true",
+        help="in the form of switch_to_deploy.py: batch norms are folded into convolutions",
+    )
+    parser.add_argument("--amp", action="store_true", help="float16 on a GPU, bfloat16 on a CPU")
 
 
 def _add_onnx_options(parser: argparse.ArgumentParser) -> None:
